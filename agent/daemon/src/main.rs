@@ -1,0 +1,3 @@
+//! `wattmill-agent`: a host's daemon.
+
+fn main() {}

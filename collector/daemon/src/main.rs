@@ -1,0 +1,3 @@
+//! `wattmill-collector`: the cluster's daemon.
+
+fn main() {}

@@ -1,3 +1,94 @@
-//! `wattmill-agent`: a host's daemon.
+//! `wattmill-agent`: a host's daemon. Only wires: command line, configuration, logging, exit codes.
 
-fn main() {}
+use std::error::Error;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use wattmill_agent::config::{Config, LogFormat};
+use wattmill_agent::{app, check};
+use wattmill_protocol::exit;
+
+/// Meters this host's energy, pushes it to a collector, and trains what the collector gives.
+#[derive(Parser)]
+#[command(name = "wattmill-agent", version)]
+struct Cli {
+    /// Configuration file [default: /etc/wattmill/agent.toml, or built-in defaults without that file]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run until stopped
+    Run,
+    /// Show what was found on this host, what is missing, why, and how to mend it
+    Check {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed terminal is no reason to fail differently.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let config = match Config::load(cli.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, exit::CONFIG),
+    };
+    match cli.command {
+        Command::Run => {
+            log(config.log_format);
+            match app::run(config) {
+                Ok(()) => ExitCode::from(exit::OK),
+                Err(error) => fail(&error, error.exit_code()),
+            }
+        }
+        Command::Check { json } => {
+            let findings = check::run(&config);
+            if json {
+                println!("{}", check::json(&findings));
+            } else {
+                print!("{}", check::table(&findings));
+            }
+            ExitCode::from(if check::passed(&findings) { exit::OK } else { exit::FAILURE })
+        }
+    }
+}
+
+fn fail(error: &dyn Error, code: u8) -> ExitCode {
+    let mut text = format!("wattmill-agent: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    eprintln!("{text}");
+    ExitCode::from(code)
+}
+
+/// One line an event on standard error, which a service manager keeps.
+fn log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(colour);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+}

@@ -559,6 +559,22 @@ pub static AGENT_SPOOL_DROPPED: Metric = Metric {
     otlp: Some(Otlp { name: "wattmill.agent.spool.dropped", unit: "1", fixed: &[], attributes: &[] }),
 };
 
+/// Failed writes of the energy ledger; metering goes on from memory meanwhile.
+pub static AGENT_LEDGER_ERRORS: Metric = Metric {
+    name: "wattmill_agent_ledger_errors_total",
+    kind: Kind::Counter,
+    unit: "1",
+    labels: &["reason"],
+    help: "Failed writes of the energy ledger; metering goes on from memory meanwhile.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.agent.ledger.errors",
+        unit: "1",
+        fixed: &[],
+        attributes: &["error.type"],
+    }),
+};
+
 /// Version of the agent; always 1.
 pub static AGENT_BUILD_INFO: Metric = Metric {
     name: "wattmill_agent_build_info",
@@ -947,6 +963,7 @@ pub static ALL: &[&Metric] = &[
     &AGENT_GAPS,
     &AGENT_SPOOL_FRAMES,
     &AGENT_SPOOL_DROPPED,
+    &AGENT_LEDGER_ERRORS,
     &AGENT_BUILD_INFO,
     &CLUSTER_MFU,
     &CLUSTER_DEVICE_UTILIZATION,

@@ -1,0 +1,329 @@
+//! `wattmill-agent check`: what was found on this host, what is missing, why, and how to mend it.
+//!
+//! Invariant: it looks and changes nothing, and may run beside an agent.
+
+use std::fmt::Write;
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tonic::codegen::http::Uri;
+
+use crate::config::Config;
+use crate::device::estimate::Model;
+use crate::device::nvml::NvmlBackend;
+use crate::device::rapl::{self, Zone};
+use crate::device::{Answer, Backend, Scope};
+
+/// How long a device or a peer may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How something stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It works.
+    Ok,
+    /// It is not there, and nobody asked for it.
+    Absent,
+    /// It was asked for, or should work, and does not.
+    Failed,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Finding {
+    /// What.
+    pub what: &'static str,
+    /// How it stands.
+    pub status: Status,
+    /// What was found.
+    pub detail: String,
+    /// What to do; empty when there is nothing to do.
+    pub mend: String,
+}
+
+impl Finding {
+    fn new(what: &'static str, status: Status, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { what, status, detail: detail.into(), mend: mend.into() }
+    }
+}
+
+/// Looks at everything that the configuration names.
+pub fn run(config: &Config) -> Vec<Finding> {
+    let (zones, rapl_error) = rapl::discover(&config.sysfs_root.join("class/powercap"));
+    let mut findings = vec![state_dir(&config.state_dir), cpus(config)];
+    findings.push(rapl(&zones, rapl_error));
+    findings.push(estimate(config, &zones));
+    findings.push(nvml(config));
+    findings.push(listen(config));
+    findings.push(collector(config));
+    findings.push(worker(config));
+    findings
+}
+
+/// Whether nothing that was asked for fails.
+pub fn passed(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.status != Status::Failed)
+}
+
+/// Findings as a table for people.
+pub fn table(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|f| f.what.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Finding { what, status, detail, mend } in findings {
+        let status = match status {
+            Status::Ok => "ok",
+            Status::Absent => "-",
+            Status::Failed => "FAILED",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{what:width$}  {status:6}  {detail}");
+        if !mend.is_empty() {
+            let _ = writeln!(text, "{:width$}  {:6}  -> {mend}", "", "");
+        }
+    }
+    text
+}
+
+/// Findings as JSON.
+pub fn json(findings: &[Finding]) -> String {
+    serde_json::json!({ "passed": passed(findings), "findings": findings }).to_string()
+}
+
+fn state_dir(folder: &Path) -> Finding {
+    let probe = folder.join(format!(".check-{}", std::process::id()));
+    match std::fs::write(&probe, b"") {
+        Ok(()) => {
+            // What cannot be removed now is removed by nobody: say nothing of it.
+            let _ = std::fs::remove_file(&probe);
+            Finding::new("state", Status::Ok, format!("{} is writable", folder.display()), "")
+        }
+        Err(error) => {
+            let mend = format!(
+                "create {} for the user that runs the agent, or set state_dir; as {} now",
+                folder.display(),
+                rustix::process::geteuid().as_raw()
+            );
+            Finding::new("state", Status::Failed, format!("{}: {error}", folder.display()), mend)
+        }
+    }
+}
+
+fn cpus(config: &Config) -> Finding {
+    let detail =
+        format!("{} of the host's, {:.1} % of its energy", config.cpus, config.host_fraction() * 100.0);
+    Finding::new("cpus", Status::Ok, detail, "")
+}
+
+fn rapl(zones: &[Zone], error: Option<crate::device::ReadError>) -> Finding {
+    let names: Vec<&str> = zones.iter().map(|zone| zone.name.as_str()).collect();
+    match error {
+        Some(error) if error.reason == "permission" => {
+            let mend = "install the package's udev rule (it lets the group wattmill read energy_uj) and restart \
+                        the agent, or give its service AmbientCapabilities=CAP_DAC_READ_SEARCH";
+            Finding::new("rapl", Status::Failed, error.message, mend)
+        }
+        Some(error) => Finding::new("rapl", Status::Failed, error.message, ""),
+        None if zones.is_empty() => {
+            let mend = "on bare metal: modprobe intel_rapl_msr; a VM has none";
+            Finding::new("rapl", Status::Absent, "no CPU energy counters on this host", mend)
+        }
+        None => Finding::new("rapl", Status::Ok, format!("zones {}", names.join(", ")), ""),
+    }
+}
+
+fn estimate(config: &Config, zones: &[Zone]) -> Finding {
+    if zones.iter().any(|zone| zone.scope == Some(Scope::Cpu)) {
+        return Finding::new("estimate", Status::Absent, "not needed: the CPU is measured", "");
+    }
+    let Model { idle_watts, full_watts, origin } = Model::new(config.estimate, &config.procfs_root);
+    let detail =
+        format!("CPU energy is estimated: {idle_watts:.1} W idle, {full_watts:.1} W busy ({origin})");
+    let mend = if config.estimate.is_some() {
+        ""
+    } else {
+        "measure both at the wall and set [estimate] idle_watts and full_watts"
+    };
+    Finding::new("estimate", Status::Ok, detail, mend)
+}
+
+fn nvml(config: &Config) -> Finding {
+    let Some(library) = config.nvml_library.clone() else {
+        return Finding::new("nvml", Status::Absent, "turned off by nvml_library = \"\"", "");
+    };
+    let name = library.display().to_string();
+    let backend = NvmlBackend::new(&library, config.nvml_explicit, config.gpus.clone(), config.metering);
+    match answer_in_time(Backend::Nvml(Box::new(backend))) {
+        None => {
+            let detail = format!("{name} does not answer within {} s", PATIENCE.as_secs());
+            Finding::new(
+                "nvml",
+                Status::Failed,
+                detail,
+                "the driver hangs: see the kernel's log for Xid errors",
+            )
+        }
+        Some(Answer::Absent) => {
+            let mend = "with NVIDIA GPUs: install the driver's libnvidia-compute (Debian, Ubuntu) or nvidia-driver-libs (Fedora, RHEL)";
+            Finding::new("nvml", Status::Absent, format!("no {name}: no GPUs"), mend)
+        }
+        Some(Answer::Failed(error)) => {
+            let mend = match error.reason {
+                "library" => "set nvml_library to the library's path, or remove the key",
+                "driver_not_loaded" => "modprobe nvidia",
+                "version_mismatch" => "the driver was updated under a running kernel module: reboot",
+                _ => "",
+            };
+            Finding::new("nvml", Status::Failed, error.message, mend)
+        }
+        Some(Answer::Reading(reading)) => {
+            let lost = reading.gpus.iter().filter(|gpu| !gpu.up).count();
+            let gpus = reading.gpus.iter();
+            let shown: Vec<String> =
+                gpus.map(|g| format!("{} {}{}", g.model, g.uuid, if g.up { "" } else { " LOST" })).collect();
+            let status = if lost > 0 { Status::Failed } else { Status::Ok };
+            let mend = if lost > 0 { "see the kernel's log for Xid errors, or correct `gpus`" } else { "" };
+            Finding::new("nvml", status, format!("{} GPUs: {}", shown.len(), shown.join(", ")), mend)
+        }
+    }
+}
+
+/// A backend's answer; a thread that hangs is left behind.
+fn answer_in_time(mut backend: Backend) -> Option<Answer> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(backend.read(true)));
+    receiver.recv_timeout(PATIENCE).ok()
+}
+
+fn listen(config: &Config) -> Finding {
+    let address = config.listen;
+    match TcpListener::bind(address) {
+        Ok(_) => Finding::new("listen", Status::Ok, format!("{address} is free for /metrics"), ""),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            let detail = format!("{address} is in use, by an agent that runs already or by something else");
+            Finding::new("listen", Status::Ok, detail, "if no agent runs: set listen to another address")
+        }
+        Err(error) => Finding::new(
+            "listen",
+            Status::Failed,
+            format!("{address}: {error}"),
+            "set listen to an address of this host",
+        ),
+    }
+}
+
+fn collector(config: &Config) -> Finding {
+    let Some(url) = &config.collector else {
+        let detail = "none configured: metering only, nothing is pushed";
+        return Finding::new(
+            "collector",
+            Status::Absent,
+            detail,
+            "set collector = \"http://HOST:4317\" to join one",
+        );
+    };
+    match reach(url) {
+        Ok(()) => Finding::new("collector", Status::Ok, format!("{url} can be reached"), ""),
+        Err(error) => {
+            let mend = "is wattmill-collector running there, listening on that address, and let through by firewalls?";
+            Finding::new("collector", Status::Failed, format!("{url}: {error}"), mend)
+        }
+    }
+}
+
+fn reach(url: &str) -> std::io::Result<()> {
+    let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
+    let uri: Uri = url.parse().map_err(|_| invalid())?;
+    let host = uri.host().ok_or_else(invalid)?.trim_start_matches('[').trim_end_matches(']');
+    let mut last = std::io::Error::other("the name has no address");
+    for address in (host, uri.port_u16().ok_or_else(invalid)?).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(_) => return Ok(()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn worker(config: &Config) -> Finding {
+    let path = &config.worker_path;
+    let detail = format!("{}", path.display());
+    if path.is_file() {
+        Finding::new("worker", Status::Ok, detail, "")
+    } else if config.collector.is_some() {
+        let mend = "install wattmill-worker beside wattmill-agent, or set [worker] path";
+        Finding::new("worker", Status::Failed, format!("{detail} is missing: this node cannot train"), mend)
+    } else {
+        Finding::new(
+            "worker",
+            Status::Absent,
+            format!("{detail} is missing; not needed without a collector"),
+            "",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> (tempfile::TempDir, Config) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        let fixed = format!(
+            "state_dir = {0:?}\nsysfs_root = {0:?}\nprocfs_root = {0:?}\nlisten = \"127.0.0.1:0\"\n",
+            folder.path()
+        );
+        std::fs::write(&path, fixed + text).unwrap();
+        let config = Config::load(Some(&path)).unwrap();
+        (folder, config)
+    }
+
+    fn find<'a>(findings: &'a [Finding], what: &str) -> &'a Finding {
+        findings.iter().find(|f| f.what == what).unwrap()
+    }
+
+    #[test]
+    fn a_bare_vm_passes_on_an_estimate() {
+        let (folder, config) = config("");
+        let findings = run(&config);
+        assert!(passed(&findings), "{findings:?}");
+        assert_eq!(find(&findings, "rapl").status, Status::Absent);
+        assert!(find(&findings, "estimate").mend.contains("idle_watts"));
+        assert!(table(&findings).contains("-> measure both"));
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 1, "nothing but the configuration is left behind");
+        let json: serde_json::Value = serde_json::from_str(&json(&findings)).unwrap();
+        assert_eq!(
+            (json["passed"].as_bool(), json["findings"][2]["status"].as_str()),
+            (Some(true), Some("absent"))
+        );
+    }
+
+    #[test]
+    fn what_was_asked_for_and_fails_fails() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        drop(taken);
+        let (_folder, config) = config(&format!(
+            "collector = \"http://127.0.0.1:{port}\"\nnvml_library = \"/nonexistent/libnvidia-ml.so.1\"\n[worker]\npath = \"/nonexistent/worker\"\n"
+        ));
+        let findings = run(&config);
+        assert!(!passed(&findings));
+        for what in ["collector", "nvml", "worker"] {
+            let finding = find(&findings, what);
+            assert!(finding.status == Status::Failed && !finding.mend.is_empty(), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_permission_names_its_remedy() {
+        let error = crate::device::ReadError::new("permission", "energy_uj: Permission denied");
+        let finding = rapl(&[], Some(error));
+        assert_eq!(finding.status, Status::Failed);
+        assert!(finding.mend.contains("CAP_DAC_READ_SEARCH") && finding.mend.contains("udev"));
+    }
+}

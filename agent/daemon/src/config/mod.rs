@@ -1,0 +1,206 @@
+//! The agent's configuration: what may be written, and what it means once checked.
+//!
+//! Invariant: a [`Config`] holds only values that can work; everything that is wrong is found before a
+//! port is bound, and the error names the file and the key.
+
+mod file;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use wattmill_protocol::config_file::{self, ConfigError};
+
+use crate::attribution::WHOLE_HOST_PPM;
+use crate::cpus::CpuSet;
+use file::File;
+
+/// Where the configuration stands unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/wattmill/agent.toml";
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the node for people.
+    pub name: String,
+    /// Folder of the identity, the ledger and the spool.
+    pub state_dir: PathBuf,
+    /// File of the host's identity.
+    pub machine_id_file: PathBuf,
+    /// Address of `/metrics`; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// `host:port` where Prometheus reaches `/metrics`; `None` when it is not to be scraped from afar.
+    pub advertise: Option<String>,
+    /// The collector, `http://host:port`; without one the agent only meters.
+    pub collector: Option<String>,
+    /// CPUs that are the node's.
+    pub cpus: CpuSet,
+    /// The host's share that the node accounts for, in parts per million.
+    pub host_fraction_ppm: u32,
+    /// The kernel's `/sys`.
+    pub sysfs_root: PathBuf,
+    /// The kernel's `/proc`.
+    pub procfs_root: PathBuf,
+    /// Which NVML to load; `None` for no GPUs.
+    pub nvml_library: Option<PathBuf>,
+    /// Whether the library was named, so that its absence is a failure.
+    pub nvml_explicit: bool,
+    /// Which GPUs are the node's.
+    pub gpus: Gpus,
+    /// How often energy is accounted for, and GPU power read.
+    pub metering: Metering,
+    /// Measured watts of the host, for where no meter is.
+    pub estimate: Option<EstimateWatts>,
+    /// Bound of the telemetry that waits on disk.
+    pub spool_max_bytes: u64,
+    /// Peak FLOP/s by device, over what a probe finds.
+    pub peak_flops: BTreeMap<String, f64>,
+    /// The program that trains.
+    pub worker_path: PathBuf,
+    /// How to log.
+    pub log_format: LogFormat,
+    /// Where Wattmill's own traces go.
+    pub traces_endpoint: Option<String>,
+}
+
+/// Which GPUs are the node's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gpus {
+    /// Every one of the host.
+    All,
+    /// Those with these UUIDs.
+    Listed(Vec<String>),
+}
+
+impl Gpus {
+    /// Whether the GPU is the node's.
+    pub fn includes(&self, uuid: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Listed(uuids) => uuids.iter().any(|u| u == uuid),
+        }
+    }
+}
+
+/// How often things are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metering {
+    /// Length of a metering window.
+    pub interval: Duration,
+    /// How often GPU power is read to integrate it.
+    pub gpu_interval: Duration,
+}
+
+/// Measured power of a host.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EstimateWatts {
+    /// With nothing to do.
+    pub idle_watts: f64,
+    /// With every CPU busy.
+    pub full_watts: f64,
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// Reads the configuration. A missing default file means defaults; a file that was asked for must be.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a key or value is wrong.
+    pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = explicit.unwrap_or(Path::new(DEFAULT_PATH));
+        let file = if explicit.is_none() && !path.exists() {
+            File::default()
+        } else {
+            config_file::load::<File>(path)?
+        };
+        file.checked(path)
+    }
+
+    /// Folder of the spool.
+    pub fn spool_dir(&self) -> PathBuf {
+        self.state_dir.join("spool")
+    }
+
+    /// The host's share as a ratio.
+    pub fn host_fraction(&self) -> f64 {
+        f64::from(self.host_fraction_ppm) / f64::from(WHOLE_HOST_PPM)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let sysfs = folder.path().join("sys/devices/system/cpu");
+        std::fs::create_dir_all(&sysfs).unwrap();
+        std::fs::write(sysfs.join("online"), "0-7\n").unwrap();
+        let path = folder.path().join("agent.toml");
+        let root = folder.path().join("sys");
+        std::fs::write(&path, format!("sysfs_root = {root:?}\n{text}")).unwrap();
+        Config::load(Some(&path)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_meter_the_whole_host() {
+        let config = load("").unwrap();
+        assert_eq!(config.cpus.to_string(), "0-7");
+        assert_eq!(config.host_fraction_ppm, 1_000_000);
+        assert_eq!(config.listen.to_string(), "127.0.0.1:9766");
+        assert_eq!(config.gpus, Gpus::All);
+        assert_eq!(config.nvml_library.as_deref(), Some(Path::new("libnvidia-ml.so.1")));
+        assert!(config.collector.is_none() && !config.name.is_empty());
+        assert_eq!(config.metering.interval, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_share_of_the_cpus_is_a_share_of_the_host() {
+        assert_eq!(load("cpus = \"0-1\"").unwrap().host_fraction_ppm, 250_000);
+        assert_eq!(load("cpus = \"0-2\"").unwrap().host_fraction_ppm, 375_000);
+        assert_eq!(load("cpus = \"0-1\"\nhost_fraction = 0.5").unwrap().host_fraction_ppm, 500_000);
+        assert_eq!(load("nvml_library = \"\"").unwrap().nvml_library, None);
+        assert_eq!(load("gpus = []").unwrap().gpus, Gpus::Listed(vec![]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, expected) in [
+            ("listen = \"9766\"", "listen: \"9766\" is not an address like"),
+            ("cpus = \"0-9\"", "cpus: CPU 8-9 is not online (0-7 are)"),
+            ("cpus = \"x\"", "cpus: \"x\" is not a list of CPUs"),
+            ("host_fraction = 1.5", "host_fraction: 1.5 is not between 0 and 1"),
+            ("[metering]\ninterval_ms = 50", "metering.interval_ms: 50 is not between 100 and"),
+            ("[estimate]\nidle_watts = 5.0", "estimate: idle_watts and full_watts"),
+            ("[estimate]\nidle_watts = 50.0\nfull_watts = 5.0", "estimate.full_watts: 5 is less than"),
+            ("collector = \"10.0.0.1:4317\"", "collector: \"10.0.0.1:4317\" is not a URL like"),
+            ("collector = \"http://10.0.0.1:4317\"", "collector: plain text to 10.0.0.1"),
+            ("collector = \"https://10.0.0.1:4317\"", "collector: TLS"),
+            ("advertise = \"host\"", "advertise: \"host\" is not host:port"),
+            ("gpus = \"some\"", "gpus: \"some\" is neither \"all\" nor a list"),
+            ("[peak]\nflops = { cpu = -1.0 }", "peak.flops: cpu"),
+            ("[spool]\nmax_bytes = 5", "spool.max_bytes: 5 is not"),
+            ("state_dir = \"\"", "state_dir: is empty"),
+            ("name = \"a\\nb\"", "name: "),
+            ("lisen = 1", "agent.toml:2: unknown field `lisen`"),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        assert!(load("collector = \"http://10.0.0.1:4317\"\ninsecure = true").is_ok());
+        assert!(load("collector = \"http://[::1]:4317\"").is_ok());
+        assert!(load("collector = \"http://localhost:4317\"").is_ok());
+        assert!(Config::load(Some(Path::new("/nonexistent/agent.toml"))).is_err());
+    }
+}

@@ -1,0 +1,242 @@
+//! The host's figures: CPU time, memory, disks, network, filesystems.
+//!
+//! Invariant: each thing once. Disks are whole physical devices, interfaces physical ones where there
+//! are any, filesystems one mount of each device, and nothing that only exists in memory.
+
+pub mod stat;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use procfs::FromBufRead;
+use procfs::net::InterfaceDeviceStatus;
+use procfs::process::MountInfos;
+use procfs::{DiskStats, Meminfo};
+
+use super::{Answer, ReadError, Reading};
+use crate::cpus::CpuSet;
+use stat::{CpuTime, Stat};
+
+/// `/proc/diskstats` counts sectors of this size whatever the device's own.
+const SECTOR_BYTES: u64 = 512;
+/// Most disks, interfaces and filesystems that become series.
+const MAX_SERIES: usize = 128;
+
+/// The host's figures at one time.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct HostReading {
+    /// CPU time of all CPUs.
+    pub host_cpu: CpuTime,
+    /// CPU time of the node's CPUs.
+    pub node_cpu: CpuTime,
+    /// When the host was booted, Unix seconds.
+    pub boot_unix_seconds: u64,
+    /// Memory that is not available to new programs, and memory there is.
+    pub memory: Option<Usage>,
+    /// Bytes read and written, by disk.
+    pub disks: BTreeMap<String, (u64, u64)>,
+    /// Bytes received and sent, by interface.
+    pub interfaces: BTreeMap<String, (u64, u64)>,
+    /// Filesystems by mount point.
+    pub filesystems: BTreeMap<String, Usage>,
+}
+
+/// Bytes used of bytes there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// In use.
+    pub used_bytes: u64,
+    /// There are.
+    pub size_bytes: u64,
+}
+
+/// The backend.
+pub struct Host {
+    sysfs_root: PathBuf,
+    procfs_root: PathBuf,
+    cpus: CpuSet,
+}
+
+impl Host {
+    /// The host that the configuration names.
+    pub fn new(config: &crate::config::Config) -> Self {
+        Self {
+            sysfs_root: config.sysfs_root.clone(),
+            procfs_root: config.procfs_root.clone(),
+            cpus: config.cpus.clone(),
+        }
+    }
+
+    pub(super) fn read(&self) -> Answer {
+        // CPU time is what attribution stands on: without it there is no reading. The rest may fail.
+        let stat = match Stat::read(&self.procfs_root) {
+            Ok(stat) => stat,
+            Err(error) => return Answer::Failed(error),
+        };
+        let mut failures = Vec::new();
+        let host = HostReading {
+            host_cpu: stat.host(),
+            node_cpu: stat.of(&self.cpus),
+            boot_unix_seconds: stat.boot_unix_seconds,
+            memory: kept(self.memory(), &mut failures),
+            disks: kept(self.disks(), &mut failures).unwrap_or_default(),
+            interfaces: kept(self.interfaces(), &mut failures).unwrap_or_default(),
+            filesystems: kept(self.filesystems(), &mut failures).unwrap_or_default(),
+        };
+        Answer::Reading(Reading { host: Some(host), failures, ..Reading::default() })
+    }
+
+    fn memory(&self) -> Result<Usage, ReadError> {
+        let meminfo: Meminfo = parse(&self.procfs_root.join("meminfo"))?;
+        let available = meminfo.mem_available.unwrap_or(meminfo.mem_free);
+        Ok(Usage { used_bytes: meminfo.mem_total.saturating_sub(available), size_bytes: meminfo.mem_total })
+    }
+
+    fn disks(&self) -> Result<BTreeMap<String, (u64, u64)>, ReadError> {
+        let DiskStats(disks) = parse(&self.procfs_root.join("diskstats"))?;
+        let whole = |name: &str| self.sysfs_root.join("block").join(name).join("device").exists();
+        let bytes = |sectors: u64| sectors.saturating_mul(SECTOR_BYTES);
+        let disks = disks.into_iter().filter(|disk| whole(&disk.name));
+        Ok(disks
+            .map(|d| (d.name, (bytes(d.sectors_read), bytes(d.sectors_written))))
+            .take(MAX_SERIES)
+            .collect())
+    }
+
+    fn interfaces(&self) -> Result<BTreeMap<String, (u64, u64)>, ReadError> {
+        let path = self.procfs_root.join("net/dev");
+        let InterfaceDeviceStatus(all) = parse(&path)?;
+        let physical = |name: &str| self.sysfs_root.join("class/net").join(name).join("device").exists();
+        // Bridges and bonds carry again what physical interfaces carried. A container has virtual ones
+        // only: those are its network then.
+        let any_physical = all.keys().any(|name| physical(name));
+        let mut interfaces: BTreeMap<_, _> = all
+            .into_iter()
+            .filter(|(name, _)| if any_physical { physical(name) } else { name != "lo" })
+            .map(|(name, status)| (name, (status.recv_bytes, status.sent_bytes)))
+            .collect();
+        while interfaces.len() > MAX_SERIES {
+            interfaces.pop_last();
+        }
+        Ok(interfaces)
+    }
+
+    fn filesystems(&self) -> Result<BTreeMap<String, Usage>, ReadError> {
+        let MountInfos(mounts) = parse(&self.procfs_root.join("self/mountinfo"))?;
+        let mut seen = BTreeSet::new();
+        let mut filesystems = BTreeMap::new();
+        for mount in mounts {
+            // Block devices and pools only: pseudo filesystems hold nothing, and asking a dead network
+            // filesystem would hang. The source is the device, also where each subvolume has a number
+            // of its own.
+            let source = mount.mount_source.unwrap_or_default();
+            let stored = source.starts_with("/dev/") || mount.fs_type == "zfs";
+            let loops = source.starts_with("/dev/loop") || source.starts_with("/dev/zram");
+            if !stored || loops || filesystems.len() == MAX_SERIES || !seen.insert(source) {
+                continue;
+            }
+            let Ok(figures) = rustix::fs::statvfs(&mount.mount_point) else { continue };
+            let bytes = |blocks: u64| blocks.saturating_mul(figures.f_frsize);
+            if figures.f_blocks > 0 {
+                let used_bytes = bytes(figures.f_blocks.saturating_sub(figures.f_bfree));
+                let usage = Usage { used_bytes, size_bytes: bytes(figures.f_blocks) };
+                filesystems.insert(mount.mount_point.display().to_string(), usage);
+            }
+        }
+        Ok(filesystems)
+    }
+}
+
+fn kept<T>(result: Result<T, ReadError>, failures: &mut Vec<&'static str>) -> Option<T> {
+    result
+        .map_err(|error| {
+            tracing::debug!(%error, "a figure of the host cannot be read");
+            failures.push(error.reason);
+        })
+        .ok()
+}
+
+fn parse<T: FromBufRead>(path: &Path) -> Result<T, ReadError> {
+    let file = File::open(path).map_err(|e| ReadError::io(path, &e))?;
+    T::from_buf_read(BufReader::new(file))
+        .map_err(|error| ReadError::new("invalid", format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn write(root: &Path, file: &str, text: &str) {
+        let path = root.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn fixture(root: &Path) -> Host {
+        write(root, "proc/stat", "cpu0 10 0 0 90 0 0 0 0 0 0\ncpu1 50 0 0 50 0 0 0 0 0 0\nbtime 5\n");
+        write(
+            root,
+            "proc/meminfo",
+            "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 400 kB\nBuffers: 0 kB\nCached: 0 kB\nSwapCached: 0 kB\nActive: 0 kB\nInactive: 0 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\nDirty: 0 kB\nWriteback: 0 kB\nMapped: 0 kB\nSlab: 0 kB\nCommitted_AS: 0 kB\nVmallocTotal: 0 kB\nVmallocUsed: 0 kB\nVmallocChunk: 0 kB\n",
+        );
+        write(
+            root,
+            "proc/diskstats",
+            "8 0 sda 1 0 100 0 2 0 200 0 0 0 0\n8 1 sda1 1 0 90 0 2 0 190 0 0 0 0\n253 0 dm-0 1 0 9 0 2 0 9 0 0 0 0\n",
+        );
+        write(
+            root,
+            "proc/net/dev",
+            "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:   1 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0\n  eth0: 700 0 0 0 0 0 0 0 800 0 0 0 0 0 0 0\n docker0: 5 0 0 0 0 0 0 0 6 0 0 0 0 0 0 0\n",
+        );
+        let mount = |id: u32, source: &str, kind: &str| {
+            format!("{id} 1 8:{id} / {} rw,relatime shared:1 - {kind} {source} rw\n", root.display())
+        };
+        let mounts = [mount(1, "/dev/sda1", "ext4"), mount(2, "/dev/sda1", "ext4"), mount(3, "proc", "proc")];
+        write(root, "proc/self/mountinfo", &mounts.concat());
+        fs::create_dir_all(root.join("sys/block/sda/device")).unwrap();
+        fs::create_dir_all(root.join("sys/block/dm-0")).unwrap();
+        Host { sysfs_root: root.join("sys"), procfs_root: root.join("proc"), cpus: "1".parse().unwrap() }
+    }
+
+    fn reading(host: &Host) -> (HostReading, Vec<&'static str>) {
+        match host.read() {
+            Answer::Reading(reading) => (reading.host.unwrap(), reading.failures),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_thing_is_read_once() {
+        let root = tempfile::tempdir().unwrap();
+        let host = fixture(root.path());
+        let (figures, failures) = reading(&host);
+        assert_eq!(failures, Vec::<&str>::new());
+        assert_eq!(figures.memory, Some(Usage { used_bytes: 600 << 10, size_bytes: 1000 << 10 }));
+        assert_eq!(figures.disks, BTreeMap::from([("sda".to_owned(), (51_200, 102_400))]));
+        assert_eq!(figures.node_cpu.utilization(), Some(0.5));
+        assert_eq!(figures.host_cpu.utilization(), Some(0.3));
+        assert_eq!(figures.filesystems.len(), 1);
+        assert!(figures.filesystems.values().all(|f| f.size_bytes >= f.used_bytes));
+        let names: Vec<&str> = figures.interfaces.keys().map(String::as_str).collect();
+        assert_eq!(names, ["docker0", "eth0"], "none is physical: all but the loopback");
+        fs::create_dir_all(root.path().join("sys/class/net/eth0/device")).unwrap();
+        assert_eq!(reading(&host).0.interfaces, BTreeMap::from([("eth0".to_owned(), (700, 800))]));
+    }
+
+    #[test]
+    fn what_is_missing_is_counted_and_the_rest_goes_on() {
+        let root = tempfile::tempdir().unwrap();
+        let host = fixture(root.path());
+        fs::remove_file(root.path().join("proc/meminfo")).unwrap();
+        fs::write(root.path().join("proc/diskstats"), "nonsense\n").unwrap();
+        let (reading, failures) = reading(&host);
+        assert_eq!((reading.memory, failures), (None, vec!["missing", "invalid"]));
+        fs::remove_file(root.path().join("proc/stat")).unwrap();
+        assert!(matches!(host.read(), Answer::Failed(e) if e.reason == "missing"));
+    }
+}

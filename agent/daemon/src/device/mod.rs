@@ -1,0 +1,236 @@
+//! What can be read of this host: the backends, and the readings that they give.
+//!
+//! Each backend runs in a thread of its own ([`thread`]), so that one that hangs costs its own readings
+//! and nothing else. Invariant: a reading is what a sensor said, with the time it was said; nothing is
+//! accumulated here but what only the backend can see (power integrated between windows, modelled energy).
+
+pub mod estimate;
+pub mod host;
+pub mod nvml;
+pub mod rapl;
+pub mod thread;
+
+use std::time::Duration;
+
+use wattmill_protocol::Source;
+
+use crate::counter::Limits;
+use host::HostReading;
+use nvml::GpuReading;
+
+/// Which backend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub enum BackendKind {
+    /// CPU and DRAM energy counters (powercap).
+    Rapl,
+    /// Modelled energy, where nothing is measured.
+    Estimate,
+    /// NVIDIA GPUs.
+    Nvml,
+    /// CPU time, memory, disks, network, filesystems.
+    Host,
+}
+
+impl BackendKind {
+    /// The value of the `backend` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rapl => "rapl",
+            Self::Estimate => "estimate",
+            Self::Nvml => "nvml",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// A part of a node's energy that overlaps no other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// CPU packages.
+    Cpu,
+    /// Memory.
+    Dram,
+    /// GPUs.
+    Gpu,
+}
+
+impl Scope {
+    /// The value of the `scope` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Dram => "dram",
+            Self::Gpu => "gpu",
+        }
+    }
+
+    /// Whether the scope is the host's, of which a node may account for a part only. GPUs are whole.
+    pub fn is_host(self) -> bool {
+        self != Self::Gpu
+    }
+}
+
+/// What kind of device a meter belongs to: decides the metric.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// A CPU or DRAM zone, by name.
+    Zone,
+    /// A GPU, by UUID.
+    Gpu,
+}
+
+/// Since when a raw counter counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Epoch {
+    /// Since boot or the driver's load: it counts on while no agent runs.
+    Hardware,
+    /// Since this process began, from zero: the backend counts itself.
+    Process,
+}
+
+/// One meter: a device, and how its energy is known.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, serde::Serialize, serde::Deserialize)]
+pub struct MeterId {
+    /// Kind of device.
+    pub class: Class,
+    /// Zone name or GPU UUID.
+    pub device: String,
+    /// How its energy is known.
+    pub source: Source,
+}
+
+/// A reading of one cumulative energy counter.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EnergyReading {
+    /// Whose.
+    pub meter: MeterId,
+    /// The scope that this meter counts for; `None` for one that overlaps another.
+    pub scope: Option<Scope>,
+    /// The counter.
+    pub raw: u64,
+    /// Microjoules of one count.
+    pub microjoules_per_count: u64,
+    /// What is known of the counter, in counts.
+    pub limits: Limits,
+    /// Since when it counts.
+    pub epoch: Epoch,
+    /// When it was read, since boot.
+    pub at: Duration,
+    /// Times when the backend could not see the energy, since this process began.
+    pub unread: u64,
+}
+
+/// What a backend said at one time.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Reading {
+    /// Energy counters.
+    pub energy: Vec<EnergyReading>,
+    /// GPUs, lost ones included.
+    pub gpus: Vec<GpuReading>,
+    /// The host's figures.
+    pub host: Option<HostReading>,
+    /// Single readings that failed, by reason; the backend as a whole answers.
+    pub failures: Vec<&'static str>,
+}
+
+/// What came of asking a backend.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Answer {
+    /// It has readings.
+    Reading(Reading),
+    /// There is nothing to read on this host, which is normal: no counters, no GPUs.
+    Absent,
+    /// It should answer and does not.
+    Failed(ReadError),
+}
+
+/// A backend cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ReadError {
+    /// The value of the `reason` label.
+    pub reason: &'static str,
+    /// What happened and what to do.
+    pub message: String,
+}
+
+impl ReadError {
+    /// An error with its reason for the metric and its message for people.
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+
+    /// An error of a file.
+    pub fn io(path: &std::path::Path, error: &std::io::Error) -> Self {
+        Self::new(io_reason(error), format!("{}: {error}", path.display()))
+    }
+}
+
+/// The value of the `reason` label for an I/O error.
+pub fn io_reason(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "permission",
+        std::io::ErrorKind::NotFound => "missing",
+        std::io::ErrorKind::InvalidData => "invalid",
+        _ => "io",
+    }
+}
+
+/// A backend. An enum: they are few, and all known.
+pub enum Backend {
+    /// CPU and DRAM energy counters.
+    Rapl(rapl::Rapl),
+    /// Modelled energy.
+    Estimate(Box<estimate::Estimate>),
+    /// NVIDIA GPUs.
+    Nvml(Box<nvml::NvmlBackend>),
+    /// The host's figures.
+    Host(host::Host),
+    /// Answers what a test says.
+    #[cfg(test)]
+    Scripted(BackendKind, Box<dyn FnMut() -> Answer + Send>),
+}
+
+impl Backend {
+    /// Which one.
+    pub fn kind(&self) -> BackendKind {
+        match self {
+            Self::Rapl(_) => BackendKind::Rapl,
+            Self::Estimate(_) => BackendKind::Estimate,
+            Self::Nvml(_) => BackendKind::Nvml,
+            Self::Host(_) => BackendKind::Host,
+            #[cfg(test)]
+            Self::Scripted(kind, _) => *kind,
+        }
+    }
+
+    /// Reads it; may take as long as the device does. `asked` when somebody wants it ahead of the schedule.
+    pub fn read(&mut self, asked: bool) -> Answer {
+        match self {
+            Self::Rapl(rapl) => rapl.read(),
+            Self::Estimate(estimate) => estimate.read(),
+            Self::Nvml(nvml) => nvml.read(asked),
+            Self::Host(host) => host.read(),
+            #[cfg(test)]
+            Self::Scripted(_, answer) => answer(),
+        }
+    }
+}
+
+/// The backends of a configuration, each with how often it is read.
+pub fn backends(config: &crate::config::Config) -> Vec<(Backend, Duration)> {
+    let metering = config.metering;
+    let measured = rapl::Measured::default();
+    let mut backends = vec![
+        (Backend::Host(host::Host::new(config)), metering.interval),
+        (Backend::Rapl(rapl::Rapl::new(&config.sysfs_root, measured.clone())), metering.interval),
+        (Backend::Estimate(Box::new(estimate::Estimate::new(config, measured))), metering.interval),
+    ];
+    if let Some(library) = &config.nvml_library {
+        let nvml = nvml::NvmlBackend::new(library, config.nvml_explicit, config.gpus.clone(), metering);
+        backends.push((Backend::Nvml(Box::new(nvml)), metering.gpu_interval));
+    }
+    backends
+}

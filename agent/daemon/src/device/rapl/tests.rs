@@ -1,0 +1,153 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::counter::{Counter, GapReason, Step};
+
+struct Tree(tempfile::TempDir);
+
+impl Tree {
+    fn new() -> Self {
+        let tree = Self(tempfile::tempdir().unwrap());
+        fs::create_dir_all(tree.0.path().join("class/powercap")).unwrap();
+        tree
+    }
+
+    fn path(&self, zone: &str) -> PathBuf {
+        self.0.path().join("class/powercap").join(zone)
+    }
+
+    fn zone(&self, zone: &str, name: &str, energy: &str, range: Option<&str>) -> &Self {
+        fs::create_dir_all(self.path(zone)).unwrap();
+        fs::write(self.path(zone).join("name"), format!("{name}\n")).unwrap();
+        fs::write(self.path(zone).join("energy_uj"), energy).unwrap();
+        if let Some(range) = range {
+            fs::write(self.path(zone).join("max_energy_range_uj"), range).unwrap();
+        }
+        self
+    }
+
+    fn discover(&self) -> (Vec<Zone>, Option<ReadError>) {
+        discover(&self.0.path().join("class/powercap"))
+    }
+}
+
+const RANGE: Option<&str> = Some("262143328850\n");
+
+#[test]
+fn scopes_do_not_overlap() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "100\n", RANGE)
+        .zone("intel-rapl:0:0", "core", "10\n", RANGE)
+        .zone("intel-rapl:0:1", "dram", "20\n", RANGE)
+        .zone("intel-rapl:1", "psys", "400\n", RANGE)
+        .zone("intel-rapl:a", "package-10", "5\n", RANGE)
+        .zone("intel-rapl:a/intel-rapl:a:0", "dram", "6\n", RANGE)
+        .zone("intel-rapl-mmio:0", "package-0", "100\n", RANGE);
+    let (zones, error) = tree.discover();
+    assert_eq!(error, None);
+    let found: Vec<_> = zones.iter().map(|z| (z.name.as_str(), z.scope)).collect();
+    assert_eq!(
+        found,
+        [
+            ("package-0", Some(Scope::Cpu)),
+            ("package-0/core", None),
+            ("package-0/dram", Some(Scope::Dram)),
+            ("package-10", Some(Scope::Cpu)),
+            ("package-10/dram", Some(Scope::Dram)),
+            ("psys", None),
+        ]
+    );
+}
+
+#[test]
+fn subzones_listed_twice_count_once() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0-die-0", "100\n", RANGE)
+        .zone("intel-rapl:0:0", "dram", "20\n", RANGE)
+        .zone("intel-rapl:0/intel-rapl:0:0", "dram", "20\n", RANGE);
+    let (zones, _) = tree.discover();
+    assert_eq!(zones.len(), 2);
+    assert_eq!(zones[0].scope, Some(Scope::Cpu));
+}
+
+#[test]
+fn a_range_of_zero_or_none_is_a_counter_that_cannot_wrap() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "100\n", Some("0\n"))
+        .zone("intel-rapl:1", "package-1", "100\n", None)
+        .zone("intel-rapl:2", "package-2", "100\n", Some("\n"))
+        .zone("intel-rapl:3", "package-3", "100\n", Some("18446744073709551615\n"));
+    let (zones, _) = tree.discover();
+    assert_eq!(zones.len(), 4);
+    for zone in zones {
+        let mut counter = Counter::resumed(100, Duration::ZERO);
+        let step = counter.advance(1, Duration::from_secs(1), &zone.limits);
+        assert_eq!(step, Step::Gap(GapReason::Reset), "{}", zone.name);
+    }
+}
+
+#[test]
+fn wraps_are_undone_at_the_zones_range() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "65532610987\n", Some("65532610987\n"));
+    let limits = tree.discover().0[0].limits;
+    let mut counter = Counter::resumed(65_532_610_987, Duration::ZERO);
+    assert_eq!(counter.advance(0, Duration::from_secs(1), &limits), Step::Counted(1, None));
+}
+
+#[test]
+fn stated_limits_bound_the_zone() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "1\n", RANGE);
+    let zone = tree.path("intel-rapl:0");
+    assert!((max_watts(&zone) - MAX_ZONE_WATTS).abs() < 1e-9);
+    fs::write(zone.join("constraint_0_power_limit_uw"), "\n").unwrap();
+    fs::write(zone.join("constraint_1_max_power_uw"), "350000000\n").unwrap();
+    assert!((max_watts(&zone) - 700.0).abs() < 1e-9);
+    fs::write(zone.join("constraint_0_power_limit_uw"), "4095875000\n").unwrap();
+    assert!((max_watts(&zone) - MAX_ZONE_WATTS).abs() < 1e-9);
+}
+
+#[test]
+fn a_host_without_rapl_is_normal_and_looked_at_again() {
+    let tree = Tree::new();
+    let measured = Measured::default();
+    let mut rapl = Rapl::new(tree.0.path(), measured.clone());
+    assert_eq!(rapl.read_at(Duration::from_secs(1)), Answer::Absent);
+    tree.zone("intel-rapl:0", "package-0", "100\n", RANGE);
+    assert_eq!(rapl.read_at(Duration::from_secs(2)), Answer::Absent);
+    assert!(matches!(rapl.read_at(Duration::from_secs(31)), Answer::Reading(r) if r.energy[0].raw == 100));
+    assert!(measured.get());
+    fs::remove_dir_all(tree.path("intel-rapl:0")).unwrap();
+    assert!(matches!(rapl.read_at(Duration::from_secs(32)), Answer::Failed(e) if e.reason == "missing"));
+    assert!(!measured.get(), "the estimate steps in");
+}
+
+#[test]
+fn one_broken_zone_does_not_take_the_others() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "100\n", RANGE).zone("intel-rapl:0:0", "dram", "7\n", RANGE);
+    let mut rapl = Rapl::new(tree.0.path(), Measured::default());
+    rapl.read();
+    fs::write(tree.path("intel-rapl:0:0").join("energy_uj"), "garbage").unwrap();
+    let Answer::Reading(reading) = rapl.read() else { panic!("the package is readable") };
+    assert_eq!((reading.energy.len(), reading.failures), (1, vec!["invalid"]));
+}
+
+#[test]
+fn a_missing_permission_is_named() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "100\n", RANGE);
+    let file = tree.path("intel-rapl:0").join("energy_uj");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::read(&file).is_ok() {
+        // Root reads everything: the words alone are checked then.
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = unreadable(&file, &denied);
+        assert!(error.reason == "permission" && error.message.contains("CAP_DAC_READ_SEARCH"));
+        return;
+    }
+    let (zones, error) = tree.discover();
+    assert!(zones.is_empty());
+    assert_eq!(error.unwrap().reason, "permission");
+}

@@ -1,0 +1,138 @@
+//! `/metrics` for Prometheus, and `/healthz`.
+//!
+//! Invariant: a scrape is rendered from the newest snapshot and waits for nothing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wattmill_protocol::exposition;
+
+use crate::clock;
+use crate::snapshot::{Snapshot, points};
+
+/// Windows that may be missed before the agent calls itself unhealthy.
+const MISSED_WINDOWS: u32 = 5;
+
+/// The address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for /metrics: set `listen` to another address, or port 0 for a free one")]
+pub struct ListenError {
+    address: SocketAddr,
+    #[source]
+    source: io::Error,
+}
+
+#[derive(Clone)]
+struct Exporter {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    patience: Duration,
+}
+
+/// Takes the address; nothing is served yet.
+///
+/// # Errors
+/// When the address is taken or not this host's.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
+}
+
+/// Serves until cancelled; `interval` is the length of a window.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    interval: Duration,
+    cancel: CancellationToken,
+) -> io::Result<()> {
+    let router = router(snapshots, interval);
+    axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await
+}
+
+fn router(snapshots: watch::Receiver<Arc<Snapshot>>, interval: Duration) -> Router {
+    let patience = interval * MISSED_WINDOWS;
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .with_state(Exporter { snapshots, patience })
+}
+
+async fn metrics(State(exporter): State<Exporter>) -> Response {
+    let snapshot = Arc::clone(&exporter.snapshots.borrow());
+    match exposition::text(&points(&snapshot)) {
+        Ok(text) => ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics cannot be rendered");
+            (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+        }
+    }
+}
+
+async fn healthz(State(exporter): State<Exporter>) -> Response {
+    let ended = exporter.snapshots.borrow().unix_nanos;
+    let age = Duration::from_nanos(clock::unix_nanos().saturating_sub(ended));
+    if age <= exporter.patience {
+        return "ok\n".into_response();
+    }
+    let message = format!("no metering window has closed for {:.0} s\n", age.as_secs_f64());
+    (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::snapshot::tests::sample;
+
+    async fn fetch(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_scrape_is_the_snapshot() {
+        let (sender, snapshots) = watch::channel(Arc::new(sample()));
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let cancel = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, snapshots, Duration::from_secs(1), cancel.clone()));
+        let answer = fetch(address, "/metrics").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{answer}");
+        assert!(answer.contains("wattmill_gpu_up{uuid=\"GPU-lost\"} 0"), "{answer}");
+        assert!(
+            fetch(address, "/healthz").await.starts_with("HTTP/1.1 503"),
+            "the sample's window is of 1970"
+        );
+        sender.send_modify(|s| Arc::make_mut(s).unix_nanos = clock::unix_nanos());
+        assert!(fetch(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(fetch(address, "/other").await.starts_with("HTTP/1.1 404"));
+        cancel.cancel();
+        server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let error = bind(address).await.unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("`listen`"), "{error}");
+    }
+}

@@ -1,0 +1,301 @@
+//! Sends the spool to the collector, oldest frame first.
+//!
+//! Invariant: a frame is deleted only when the collector said that it is durable there. Within one
+//! connection each is sent once; after a new one, or a new session, sending resumes behind the last
+//! durable one, so that a collector that crashed gets again what it had not kept. Frames are sent as
+//! they were recorded, with their own times.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
+use prost::Message;
+use tokio::sync::watch;
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use wattmill_protocol::NodeId;
+
+use super::otlp;
+use super::spool::{Frame, Spool};
+use crate::snapshot::Snapshot;
+
+/// The method that takes frames.
+const EXPORT: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+/// Metadata that names the node.
+pub const NODE_HEADER: &str = "wattmill-node";
+/// Metadata that tells a frame's position.
+pub const POSITION_HEADER: &str = "wattmill-spool-position";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// First pause between two connections, and the longest.
+const BACKOFF: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// What the collector said of the spool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Durable {
+    position: u64,
+    sessions: u64,
+}
+
+/// A handle for whoever hears the collector's words; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Push {
+    durable: Arc<watch::Sender<Durable>>,
+}
+
+/// The spool, shared by the task that records and the one that sends.
+#[derive(Clone)]
+pub struct SharedSpool {
+    spool: Arc<Mutex<Spool>>,
+    appended: Arc<watch::Sender<u64>>,
+}
+
+impl Push {
+    /// A handle that nobody has told anything yet.
+    pub fn new() -> Self {
+        Self { durable: Arc::new(watch::Sender::new(Durable::default())) }
+    }
+
+    /// Frames up to `position` survive a crash of the collector: they may be deleted here.
+    pub fn durable(&self, position: u64) {
+        self.durable.send_if_modified(|durable| {
+            let newer = position > durable.position;
+            durable.position = durable.position.max(position);
+            newer
+        });
+    }
+
+    /// A session was opened by a collector that has kept frames up to `position`: what was sent after it
+    /// may be lost, and is sent again.
+    pub fn session_opened(&self, position: u64) {
+        self.durable.send_modify(|durable| {
+            durable.position = durable.position.max(position);
+            durable.sessions += 1;
+        });
+    }
+}
+
+impl Default for Push {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SharedSpool {
+    /// Shares a spool.
+    pub fn new(spool: Spool) -> Self {
+        Self { spool: Arc::new(Mutex::new(spool)), appended: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Runs `work` on the spool, off the async threads: it touches the disk.
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Spool) -> T + Send + 'static,
+    ) -> Option<T> {
+        let spool = Arc::clone(&self.spool);
+        let task = move || work(&mut spool.lock().unwrap_or_else(PoisonError::into_inner));
+        // It fails only when the runtime shuts down.
+        tokio::task::spawn_blocking(task).await.ok()
+    }
+}
+
+/// Records each snapshot as a frame, until the meter ends.
+pub async fn record(mut snapshots: watch::Receiver<Arc<Snapshot>>, spool: SharedSpool) {
+    while snapshots.changed().await.is_ok() {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let append = move |spool: &mut Spool| spool.append(otlp::request(&snapshot).encode_to_vec().into());
+        let Some(position) = spool.with(append).await else { return };
+        spool.appended.send_replace(position);
+    }
+}
+
+/// Sends frames to `collector` as long as it is polled.
+pub async fn send(collector: Endpoint, node: NodeId, spool: SharedSpool, push: Push) {
+    let endpoint = collector
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5));
+    let mut sender =
+        Sender { node, spool, durable: push.durable.subscribe(), failures: 0, last_message: None };
+    loop {
+        let error = sender.connection(&endpoint).await;
+        sender.note(&error);
+        let pause = backoff(sender.failures, RandomState::new().hash_one(0u8));
+        sender.failures = sender.failures.saturating_add(1);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The pause before the next connection: doubles, and is drawn from its upper half, so that nodes that
+/// lost one collector do not come back all at once.
+fn backoff(failures: u32, random: u64) -> Duration {
+    let most = BACKOFF.saturating_mul(1 << failures.min(16)).min(MAX_BACKOFF);
+    let share = (random >> 11) as f64 / (1u64 << 53) as f64;
+    most.mul_f64(0.5 + share / 2.0)
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum PushError {
+    #[error("cannot connect to the collector")]
+    Connect(#[source] tonic::transport::Error),
+    #[error("the collector refused telemetry: {}", .0.message())]
+    Refused(Status),
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+struct Sender {
+    node: NodeId,
+    spool: SharedSpool,
+    durable: watch::Receiver<Durable>,
+    failures: u32,
+    last_message: Option<String>,
+}
+
+impl Sender {
+    /// One connection, from its first frame to its end.
+    async fn connection(&mut self, endpoint: &Endpoint) -> PushError {
+        let channel = match endpoint.connect().await {
+            Ok(channel) => channel,
+            Err(error) => return PushError::Connect(error),
+        };
+        let mut client = Grpc::new(channel);
+        let mut appended = self.spool.appended.subscribe();
+        let mut known = *self.durable.borrow_and_update();
+        let mut next = known.position + 1;
+        loop {
+            let durable = *self.durable.borrow_and_update();
+            if durable.sessions != known.sessions {
+                next = durable.position + 1;
+            }
+            known = durable;
+            appended.borrow_and_update();
+            let read = move |spool: &mut Spool| {
+                if durable.position > 0 {
+                    spool.acknowledge(durable.position);
+                }
+                spool.read_from(next)
+            };
+            match self.spool.with(read).await {
+                Some(Some(frame)) => {
+                    if let Err(status) = self.send_frame(&mut client, &frame).await {
+                        return PushError::Refused(status);
+                    }
+                    next = frame.position + 1;
+                }
+                Some(None) => {
+                    tokio::select! {
+                        _ = appended.changed() => {}
+                        _ = self.durable.changed() => {}
+                    }
+                }
+                None => return PushError::Stopping,
+            }
+        }
+    }
+
+    async fn send_frame(&mut self, client: &mut Grpc<Channel>, frame: &Frame) -> Result<(), Status> {
+        let mut request = Request::new(frame.payload.clone());
+        request.set_timeout(SEND_TIMEOUT);
+        let metadata = request.metadata_mut();
+        let node = self.node.as_str().parse().map_err(|_| Status::internal("a node identity is ASCII"))?;
+        metadata.insert(NODE_HEADER, node);
+        metadata.insert(POSITION_HEADER, frame.position.into());
+        let sent = async {
+            client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            client.unary(request, PathAndQuery::from_static(EXPORT), RawCodec).await
+        };
+        let answer = tokio::time::timeout(SEND_TIMEOUT, sent).await;
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        match answer {
+            Ok(answer) => {
+                self.accepted(frame, &answer.into_inner());
+                Ok(())
+            }
+            // The frame itself is refused: sending it again would be refused again, for ever.
+            Err(status) if matches!(status.code(), Code::InvalidArgument) => {
+                tracing::error!(
+                    position = frame.position,
+                    error = status.message(),
+                    "the collector refused a telemetry frame; skipped"
+                );
+                Ok(())
+            }
+            Err(status) => Err(status),
+        }
+    }
+
+    fn accepted(&mut self, frame: &Frame, answer: &ExportMetricsServiceResponse) {
+        if std::mem::take(&mut self.failures) > 0 || self.last_message.take().is_some() {
+            tracing::info!(position = frame.position, "telemetry flows");
+        }
+        if let Some(partial) = answer.partial_success.as_ref().filter(|p| p.rejected_data_points > 0) {
+            tracing::warn!(
+                position = frame.position,
+                rejected = partial.rejected_data_points,
+                error = partial.error_message,
+                "the collector refused some data points"
+            );
+        }
+    }
+
+    /// Says why a connection ended, once per change.
+    fn note(&mut self, error: &PushError) {
+        let source = std::error::Error::source(error).map(|s| format!(": {s}")).unwrap_or_default();
+        let message = format!("{error}{source}");
+        if self.last_message.as_ref() != Some(&message) {
+            tracing::warn!(error = message, "telemetry waits in the spool");
+            self.last_message = Some(message);
+        }
+    }
+}
+
+/// Sends frames as the bytes that they are.
+struct RawCodec;
+
+impl Codec for RawCodec {
+    type Encode = Bytes;
+    type Decode = ExportMetricsServiceResponse;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for RawCodec {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, frame: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(frame);
+        Ok(())
+    }
+}
+
+impl Decoder for RawCodec {
+    type Item = ExportMetricsServiceResponse;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
+        let bytes = buffer.copy_to_bytes(buffer.remaining());
+        let decoded = ExportMetricsServiceResponse::decode(bytes);
+        decoded.map(Some).map_err(|error| Status::internal(format!("the answer is not OTLP: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests;

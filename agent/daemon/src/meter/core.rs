@@ -1,0 +1,228 @@
+//! The accounting: one window's readings into the ledger, the shards and a snapshot.
+//!
+//! Pure: readings, process clocks and times are arguments. Invariant, checked after every window in the
+//! tests: for each source, shards + other + idle = Σ scopes, to the microjoule.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use wattmill_protocol::{Energy, Source, Token};
+
+use super::shards::{CpuClock, Shards};
+use crate::attribution;
+use crate::counter::GapReason;
+use crate::device::host::stat::CpuTime;
+use crate::device::thread::View;
+use crate::device::{Class, Scope};
+use crate::ledger::{Consumer, Ledger, OpenShard};
+use crate::window::{Slice, Windows};
+
+/// Windows over which the divergence of a GPU's two energies is taken: a minute of them.
+const DIVERGENCE_WINDOWS: usize = 60;
+/// Device of the gap that a lost ledger is.
+const LEDGER_DEVICE: &str = "ledger";
+
+/// What the pure core is told of the node.
+pub(super) struct Settings {
+    pub(super) host_fraction_ppm: u32,
+    pub(super) cpu_count: usize,
+}
+
+/// One window's inputs.
+pub(super) struct Window<'a> {
+    /// Since the last one.
+    pub(super) elapsed: Duration,
+    /// Wall clock at its end.
+    pub(super) unix_nanos: u64,
+    /// What the backends say.
+    pub(super) views: &'a [View],
+}
+
+/// Mean watts of the last window.
+#[derive(Default)]
+pub(super) struct Powers {
+    pub(super) meters: BTreeMap<crate::device::MeterId, f64>,
+    pub(super) scopes: BTreeMap<(Scope, Source), f64>,
+}
+
+pub(super) struct Core {
+    pub(super) ledger: Ledger,
+    pub(super) shards: Shards,
+    pub(super) powers: Powers,
+    pub(super) cpu_utilization: Option<f64>,
+    settings: Settings,
+    windows: Windows,
+    cpu: Option<(CpuTime, CpuTime)>,
+    divergence: BTreeMap<String, VecDeque<(u64, u64)>>,
+}
+
+impl Core {
+    /// Goes on with the ledger of a former run, whose open shards are settled now: it was killed.
+    pub(super) fn new(mut ledger: Ledger, boot_id: Option<&str>, settings: Settings) -> Self {
+        let windows = Windows::resumed(ledger.known(boot_id));
+        ledger.boot_id = boot_id.map(str::to_owned);
+        for shard in std::mem::take(&mut ledger.open) {
+            ledger.settle(shard);
+        }
+        Self {
+            ledger,
+            shards: Shards::default(),
+            powers: Powers::default(),
+            cpu_utilization: None,
+            settings,
+            windows,
+            cpu: None,
+            divergence: BTreeMap::new(),
+        }
+    }
+
+    /// The ledger was lost: a gap of its own.
+    pub(super) fn lost_ledger(&mut self) {
+        self.ledger.add_gap(LEDGER_DEVICE, GapReason::LedgerLost);
+    }
+
+    /// Reads the CPU time of running shards at the end of a window.
+    pub(super) fn read_shards(&mut self, clock: CpuClock<'_>) {
+        self.shards.read(clock);
+    }
+
+    /// Ends a shard; its energy settles with the window.
+    pub(super) fn end(&mut self, token: Token, clock: CpuClock<'_>) {
+        self.shards.end(token, clock);
+    }
+
+    /// Closes a window.
+    pub(super) fn close(&mut self, window: &Window<'_>) {
+        let cpu_weights = self.cpu_weights(window);
+        let readings = window.views.iter().filter_map(|view| view.reading.as_deref());
+        let slices = self.windows.close(readings.flat_map(|reading| &reading.energy));
+        self.powers = Powers::default();
+        for slice in &slices {
+            self.enter(slice, window.unix_nanos);
+            if let Some(scope) = slice.scope {
+                let weights = match scope {
+                    Scope::Cpu | Scope::Dram => cpu_weights.clone(),
+                    Scope::Gpu => self.gpu_weights(&slice.meter.device, window.views),
+                };
+                self.account(scope, slice, &weights);
+            }
+        }
+        self.compare(&slices);
+        for shard in self.shards.close(window.elapsed.as_secs_f64()) {
+            self.settle(shard);
+        }
+        self.ledger.open = self.shards.open();
+    }
+
+    fn settle(&mut self, shard: OpenShard) {
+        tracing::debug!(token = %shard.token, job = %shard.job, energy = %shard.energy, "shard settled");
+        self.ledger.settle(shard);
+    }
+
+    /// Enters a slice into its meter's sum.
+    fn enter(&mut self, slice: &Slice, unix_nanos: u64) {
+        let entry = self.ledger.meters.entry(slice.meter.clone()).or_default();
+        entry.microjoules = entry.microjoules.saturating_add(slice.microjoules);
+        entry.last = slice.resume.map(|(raw, at)| (raw, u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)));
+        entry.seen_unix_nanos = unix_nanos;
+        if let Some(watts) = slice.mean_watts {
+            self.powers.meters.insert(slice.meter.clone(), watts);
+        }
+        for reason in &slice.gaps {
+            tracing::warn!(device = slice.meter.device, reason = reason.as_str(), "energy went unseen");
+            self.ledger.add_gap(&slice.meter.device, *reason);
+        }
+    }
+
+    /// Enters the node's part of a slice into its scope, and splits it among those that used it.
+    fn account(&mut self, scope: Scope, slice: &Slice, weights: &[u64]) {
+        let source = slice.meter.source;
+        let ppm = if scope.is_host() { self.settings.host_fraction_ppm } else { attribution::WHOLE_HOST_PPM };
+        let entry = self.ledger.scopes.entry((scope, source)).or_default();
+        let microjoules = attribution::share(slice.microjoules, ppm, &mut entry.carry);
+        entry.microjoules = entry.microjoules.saturating_add(microjoules);
+        if let Some(watts) = slice.mean_watts {
+            let fraction = f64::from(ppm) / f64::from(attribution::WHOLE_HOST_PPM);
+            *self.powers.scopes.entry((scope, source)).or_default() += watts * fraction;
+        }
+        if slice.recovered {
+            // Nobody watched who used it; no shard of ours ran unwatched.
+            self.consume(Consumer::Other, Energy::of(source, microjoules));
+            return;
+        }
+        let parts: Vec<Energy> = attribution::split(microjoules, weights)
+            .into_iter()
+            .map(|part| Energy::of(source, part))
+            .collect();
+        let (shards, rest) = parts.split_at(self.shards.len());
+        self.shards.add(shards);
+        self.consume(Consumer::Shards, shards.iter().copied().sum());
+        self.consume(Consumer::Other, rest[0]);
+        self.consume(Consumer::Idle, rest[1]);
+    }
+
+    fn consume(&mut self, consumer: Consumer, energy: Energy) {
+        *self.ledger.attributed.entry(consumer).or_default() += energy;
+    }
+
+    fn cpu_weights(&mut self, window: &Window<'_>) -> Vec<u64> {
+        let nanos = self.shards.window_nanos();
+        let mut hosts = window.views.iter().filter(|view| view.up).filter_map(|view| view.reading.as_deref());
+        let now = hosts.find_map(|r| r.host.as_ref()).map(|host| (host.node_cpu, host.host_cpu));
+        let before = std::mem::replace(&mut self.cpu, now);
+        self.cpu_utilization = None;
+        if let (Some((node, host)), Some((node_before, host_before))) = (now, before) {
+            self.cpu_utilization = host.since(host_before).utilization();
+            let time = node.since(node_before);
+            if time != CpuTime::default() {
+                return attribution::cpu_weights(&nanos, time.busy_nanos, time.idle_nanos);
+            }
+        }
+        // What others used is unknown: the node's CPUs had that much time, of which shards took theirs.
+        let whole = window.elapsed.as_nanos() * self.settings.cpu_count as u128;
+        attribution::cpu_weights(&nanos, 0, u64::try_from(whole).unwrap_or(u64::MAX))
+    }
+
+    fn gpu_weights(&self, uuid: &str, views: &[View]) -> Vec<u64> {
+        let gpus = views.iter().filter_map(|view| view.reading.as_deref()).flat_map(|reading| &reading.gpus);
+        let utilization = gpus.filter(|gpu| gpu.uuid == uuid).find_map(|gpu| gpu.utilization);
+        attribution::gpu_weights(self.shards.len(), utilization.unwrap_or(0.0))
+    }
+
+    /// Remembers what a GPU's counter and the integral of its power said of the same window.
+    fn compare(&mut self, slices: &[Slice]) {
+        let of = |uuid: &str, source: Source| {
+            slices
+                .iter()
+                .find(|s| s.meter.device == uuid && s.meter.source == source && s.mean_watts.is_some())
+        };
+        for counter in slices.iter().filter(|s| s.meter.class == Class::Gpu) {
+            let uuid = &counter.meter.device;
+            let (Some(counter), Some(integrated)) = (of(uuid, Source::Counter), of(uuid, Source::Integrated))
+            else {
+                continue;
+            };
+            if counter.recovered || counter.meter.source != Source::Counter {
+                continue;
+            }
+            let ring = self.divergence.entry(uuid.clone()).or_default();
+            ring.push_back((counter.microjoules, integrated.microjoules));
+            if ring.len() > DIVERGENCE_WINDOWS {
+                ring.pop_front();
+            }
+        }
+    }
+
+    /// (Integrated - counter) / counter over the last minute, by GPU.
+    pub(super) fn divergence(&self) -> BTreeMap<String, f64> {
+        let ratio = |ring: &VecDeque<(u64, u64)>| {
+            let counter: u64 = ring.iter().map(|(counter, _)| counter).sum();
+            let integrated: u64 = ring.iter().map(|(_, integrated)| integrated).sum();
+            (counter > 0).then(|| (integrated as f64 - counter as f64) / counter as f64)
+        };
+        self.divergence.iter().filter_map(|(uuid, ring)| Some((uuid.clone(), ratio(ring)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

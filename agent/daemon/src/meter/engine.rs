@@ -1,0 +1,217 @@
+//! The thread that closes windows: readings → accounting → ledger on disk → snapshot.
+//!
+//! Invariant: in that order, always. The lock on the accounting is never held over a wait for a device
+//! or a disk, so that shards may begin and end at any time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use super::core::Window;
+use super::{Shared, State};
+use crate::clock;
+use crate::device::Class;
+use crate::device::nvml::GpuReading;
+use crate::device::thread::{BackendThread, View, next_tick};
+use crate::ledger::Ledger;
+use crate::ledger::store::Store;
+use crate::snapshot::{BackendState, NodeFacts, Snapshot, Sum};
+
+/// How often the ledger is synced when nothing is owed: a power cut costs at most this much.
+const SYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a window waits for backends that answer late: a quarter of the interval, at most.
+const MAX_GRACE: Duration = Duration::from_millis(250);
+/// How long a GPU that is gone is still shown as lost. After that it was taken out.
+const LOST_GPU_NANOS: u64 = 7 * 24 * 3_600 * 1_000_000_000;
+
+/// What the engine is asked to do.
+pub(super) enum Command {
+    /// Close the window now, sync, and say so.
+    Flush(oneshot::Sender<()>),
+    /// Close the last window and end.
+    Stop(oneshot::Sender<()>),
+}
+
+pub(super) struct Engine {
+    pub(super) shared: Arc<Shared>,
+    pub(super) threads: Vec<BackendThread>,
+    pub(super) store: Store,
+    pub(super) node: Arc<NodeFacts>,
+    pub(super) interval: Duration,
+    pub(super) snapshots: watch::Sender<Arc<Snapshot>>,
+    pub(super) closed_at: Duration,
+    pub(super) synced_at: Duration,
+    pub(super) windows: u64,
+    pub(super) ledger_errors: BTreeMap<&'static str, u64>,
+    pub(super) failing: Option<&'static str>,
+}
+
+impl Engine {
+    pub(super) fn run(mut self, commands: &Receiver<Command>) {
+        loop {
+            let now = clock::monotonic();
+            let tick = next_tick(self.closed_at.max(now.saturating_sub(self.interval)), self.interval);
+            match commands.recv_timeout(tick.saturating_sub(now)) {
+                Err(RecvTimeoutError::Timeout) => {
+                    self.close(tick, tick + (self.interval / 4).min(MAX_GRACE), false);
+                }
+                Ok(Command::Flush(done)) => {
+                    self.close_now();
+                    // Whoever asked may have stopped waiting.
+                    let _ = done.send(());
+                }
+                Ok(Command::Stop(done)) => {
+                    self.close_now();
+                    self.threads.iter().for_each(BackendThread::stop);
+                    let _ = done.send(());
+                    return;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn close_now(&mut self) {
+        let now = clock::monotonic();
+        self.threads.iter().for_each(BackendThread::ask);
+        self.close(now, now + MAX_GRACE, true);
+    }
+
+    /// Closes the window that ends at `at`, with the readings that come in by `until`.
+    fn close(&mut self, at: Duration, until: Duration, sync: bool) {
+        self.shared.lock().core.read_shards(&clock::process_cpu_nanos);
+        for thread in &self.threads {
+            if thread.view(clock::monotonic()).up {
+                thread.wait_since(at, until);
+            }
+        }
+        let now = clock::monotonic();
+        let views: Vec<View> = self.threads.iter().map(|thread| thread.view(now)).collect();
+        let elapsed = at.saturating_sub(self.closed_at);
+        self.closed_at = at;
+        let unix_nanos = clock::unix_nanos();
+        let (ledger, owes) = {
+            let mut state = self.shared.lock();
+            state.core.close(&Window { elapsed, unix_nanos, views: &views });
+            let ledger = state.core.ledger.clone();
+            let owes = ledger.last_sequence > state.durable_sequence;
+            (ledger, owes)
+        };
+        // What is owed must not be forgotten once it was said: its number would be given twice.
+        let sync = sync || owes || now.saturating_sub(self.synced_at) >= SYNC_INTERVAL;
+        let written = self.store.write(&ledger, sync);
+        let written = self.note(written);
+        if written && sync {
+            self.synced_at = now;
+        }
+        self.windows += 1;
+        let mut state = self.shared.lock();
+        if written && sync {
+            state.durable_sequence = ledger.last_sequence;
+        }
+        // From what was written: what came in since must not show before it is.
+        let snapshot = self.snapshot(&state, &ledger, &views, unix_nanos);
+        let durable = state.durable_sequence;
+        drop(state);
+        self.snapshots.send_replace(Arc::new(snapshot));
+        self.shared.settlements.send_if_modified(|known| std::mem::replace(known, durable) != durable);
+    }
+
+    /// Counts a failed write, and says so once per change.
+    fn note(&mut self, written: io::Result<()>) -> bool {
+        match written {
+            Ok(()) => {
+                if self.failing.take().is_some() {
+                    tracing::info!("the ledger can be written again");
+                }
+                true
+            }
+            Err(error) => {
+                let reason = write_reason(&error);
+                *self.ledger_errors.entry(reason).or_default() += 1;
+                if self.failing.replace(reason) != Some(reason) {
+                    tracing::error!(reason, %error, "the ledger cannot be written; metering goes on from memory");
+                }
+                false
+            }
+        }
+    }
+
+    fn snapshot(&self, state: &State, ledger: &Ledger, views: &[View], unix_nanos: u64) -> Snapshot {
+        let core = &state.core;
+        let meters = ledger.meters.iter().map(|(meter, entry)| {
+            let watts = core.powers.meters.get(meter).copied();
+            (meter.clone(), Sum { microjoules: entry.microjoules, watts })
+        });
+        let scopes = ledger.scopes.iter().map(|(key, entry)| {
+            let watts = core.powers.scopes.get(key).copied();
+            (*key, Sum { microjoules: entry.microjoules, watts })
+        });
+        let present = views.iter().filter(|view| view.present);
+        let backends = present.map(|view| BackendState {
+            kind: view.kind,
+            up: view.up,
+            duration: view.duration,
+            errors: view.errors.clone(),
+        });
+        let host = views.iter().filter(|view| view.up).filter_map(|view| view.reading.as_deref());
+        Snapshot {
+            node: Arc::clone(&self.node),
+            unix_nanos,
+            started_unix_nanos: ledger.started_unix_nanos,
+            windows: self.windows,
+            meters: meters.collect(),
+            scopes: scopes.collect(),
+            attributed: ledger.attributed.clone(),
+            gpus: gpus(ledger, views, unix_nanos),
+            divergence: core.divergence(),
+            host: host.filter_map(|reading| reading.host.clone()).next(),
+            cpu_utilization: core.cpu_utilization,
+            numerics: state.numerics.clone(),
+            useful_flops: ledger.useful_flops,
+            peak_flops: state.peak_flops.clone(),
+            backends: backends.collect(),
+            gaps: ledger.gaps.clone(),
+            ledger_errors: self.ledger_errors.clone(),
+            spool: self.shared.spool.figures(),
+        }
+    }
+}
+
+/// GPUs that are read, and those that the ledger remembers from not long ago: a GPU that was lost while
+/// no agent ran is a lost one.
+fn gpus(ledger: &Ledger, views: &[View], unix_nanos: u64) -> Vec<GpuReading> {
+    let mut gpus = Vec::new();
+    for view in views {
+        for gpu in view.reading.iter().flat_map(|reading| &reading.gpus) {
+            gpus.push(GpuReading { up: gpu.up && view.up, ..gpu.clone() });
+        }
+    }
+    let read: BTreeSet<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+    let remembered: BTreeSet<&String> = (ledger.meters.iter())
+        .filter(|(meter, entry)| {
+            meter.class == Class::Gpu && unix_nanos.saturating_sub(entry.seen_unix_nanos) < LOST_GPU_NANOS
+        })
+        .map(|(meter, _)| &meter.device)
+        .filter(|uuid| !read.contains(*uuid))
+        .collect();
+    gpus.extend(
+        remembered.into_iter().map(|uuid| GpuReading { uuid: uuid.clone(), ..GpuReading::default() }),
+    );
+    gpus
+}
+
+/// The value of the `reason` label.
+fn write_reason(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk_full",
+        io::ErrorKind::PermissionDenied => "permission",
+        io::ErrorKind::ReadOnlyFilesystem => "read_only",
+        io::ErrorKind::NotFound => "missing",
+        _ => "io",
+    }
+}

@@ -1,0 +1,198 @@
+//! Shards that run in this window, and what they used of it.
+//!
+//! Pure. Invariant: a shard's CPU time is taken when it begins, at each window and when it ends, so that
+//! it gets its part of every window that it lived in, however short. What a process used and can no
+//! longer tell because it is gone stays as it was last known.
+
+use std::collections::BTreeMap;
+
+use wattmill_protocol::{Energy, JobId, Token};
+
+use crate::ledger::OpenShard;
+
+/// CPU nanoseconds of a process; `None` once it is gone.
+pub(super) type CpuClock<'a> = &'a dyn Fn(u32) -> Option<u64>;
+
+/// A running shard's energy, as of the last closed window.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RunningShard {
+    /// Its lease.
+    pub token: Token,
+    /// Its energy so far.
+    pub energy: Energy,
+    /// Its mean power over the last window.
+    pub power_watts: f64,
+}
+
+#[derive(Debug)]
+struct Shard {
+    job: JobId,
+    energy: Energy,
+    pid: u32,
+    /// CPU time of the process when last read.
+    read_nanos: Option<u64>,
+    /// CPU time used in the open window.
+    window_nanos: u64,
+    /// Energy of the closing window.
+    window_microjoules: u64,
+    power_watts: f64,
+    ended: bool,
+}
+
+impl Shard {
+    fn read(&mut self, clock: CpuClock<'_>) {
+        let Some(nanos) = clock(self.pid) else { return };
+        if let Some(before) = self.read_nanos.replace(nanos) {
+            self.window_nanos += nanos.saturating_sub(before);
+        }
+    }
+}
+
+/// Shards by token, in order: the order of the weights.
+#[derive(Debug, Default)]
+pub(super) struct Shards(BTreeMap<Token, Shard>);
+
+impl Shards {
+    /// A shard begins to compute in the process `pid`. Beginning again (a new worker) keeps its energy.
+    pub(super) fn begin(&mut self, token: Token, job: JobId, pid: u32, clock: CpuClock<'_>) {
+        let shard = self.0.entry(token).or_insert(Shard {
+            job,
+            energy: Energy::ZERO,
+            pid,
+            read_nanos: None,
+            window_nanos: 0,
+            window_microjoules: 0,
+            power_watts: 0.0,
+            ended: false,
+        });
+        (shard.pid, shard.read_nanos, shard.ended) = (pid, clock(pid), false);
+    }
+
+    /// A shard has ended; it settles with the window.
+    pub(super) fn end(&mut self, token: Token, clock: CpuClock<'_>) {
+        if let Some(shard) = self.0.get_mut(&token).filter(|shard| !shard.ended) {
+            shard.read(clock);
+            shard.ended = true;
+        }
+    }
+
+    /// Reads the CPU time of those that run.
+    pub(super) fn read(&mut self, clock: CpuClock<'_>) {
+        for shard in self.0.values_mut().filter(|shard| !shard.ended) {
+            shard.read(clock);
+        }
+    }
+
+    /// How many there are, ended ones included.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// CPU time of each in the open window, in order.
+    pub(super) fn window_nanos(&self) -> Vec<u64> {
+        self.0.values().map(|shard| shard.window_nanos).collect()
+    }
+
+    /// Gives each its part, in order.
+    pub(super) fn add(&mut self, parts: &[Energy]) {
+        for (shard, part) in self.0.values_mut().zip(parts) {
+            shard.energy += *part;
+            shard.window_microjoules += part.total();
+        }
+    }
+
+    /// Closes the window of `seconds`, and takes out those that have ended.
+    pub(super) fn close(&mut self, seconds: f64) -> Vec<OpenShard> {
+        let mut settled = Vec::new();
+        self.0.retain(|token, shard| {
+            let microjoules = std::mem::take(&mut shard.window_microjoules);
+            shard.window_nanos = 0;
+            if seconds > 0.0 {
+                shard.power_watts = microjoules as f64 / 1e6 / seconds;
+            }
+            if shard.ended {
+                settled.push(open(*token, shard));
+            }
+            !shard.ended
+        });
+        settled
+    }
+
+    /// Those that run, for the ledger.
+    pub(super) fn open(&self) -> Vec<OpenShard> {
+        self.0.iter().map(|(token, shard)| open(*token, shard)).collect()
+    }
+
+    /// Those that run, for renewals.
+    pub(super) fn running(&self) -> Vec<RunningShard> {
+        let running = self.0.iter().filter(|(_, shard)| !shard.ended);
+        running
+            .map(|(token, shard)| RunningShard {
+                token: *token,
+                energy: shard.energy,
+                power_watts: shard.power_watts,
+            })
+            .collect()
+    }
+}
+
+fn open(token: Token, shard: &Shard) -> OpenShard {
+    OpenShard { token, job: shard.job.clone(), energy: shard.energy }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use wattmill_protocol::Source;
+
+    use super::*;
+
+    fn job() -> JobId {
+        "digits".parse().unwrap()
+    }
+
+    #[test]
+    fn several_shards_share_a_window_of_one_process() {
+        let now = Cell::new(1_000u64);
+        let clock = |_: u32| Some(now.get());
+        let mut shards = Shards::default();
+        shards.begin(Token(1), job(), 7, &clock);
+        now.set(1_300);
+        shards.end(Token(1), &clock);
+        shards.begin(Token(2), job(), 7, &clock);
+        now.set(1_400);
+        shards.end(Token(2), &clock);
+        shards.end(Token(2), &clock);
+        now.set(5_000);
+        shards.begin(Token(3), job(), 7, &clock);
+        now.set(5_050);
+        shards.read(&clock);
+        assert_eq!(shards.window_nanos(), [300, 100, 50]);
+        let parts = [3, 1, 5].map(|uj| Energy::of(Source::Counter, uj));
+        shards.add(&parts);
+        let settled = shards.close(1.0);
+        let settled: Vec<_> = settled.iter().map(|s| (s.token.0, s.energy.total())).collect();
+        assert_eq!(settled, [(1, 3), (2, 1)]);
+        assert_eq!(shards.running().len(), 1);
+        assert_eq!(shards.window_nanos(), [0]);
+        now.set(5_080);
+        shards.read(&clock);
+        assert_eq!(shards.window_nanos(), [30]);
+    }
+
+    #[test]
+    fn a_process_that_died_keeps_what_was_known() {
+        let now = Cell::new(Some(100u64));
+        let clock = |_: u32| now.get();
+        let mut shards = Shards::default();
+        shards.begin(Token(1), job(), 7, &clock);
+        now.set(Some(160));
+        shards.read(&clock);
+        now.set(None);
+        shards.read(&clock);
+        shards.end(Token(1), &clock);
+        assert_eq!(shards.window_nanos(), [60]);
+        assert_eq!(shards.close(1.0).len(), 1);
+    }
+}

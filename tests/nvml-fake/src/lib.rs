@@ -1,1 +1,2 @@
 //! A fake NVML.
+pub mod machine;

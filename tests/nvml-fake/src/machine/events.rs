@@ -10,7 +10,7 @@ pub(super) const DOUBLE_BIT_ECC: u64 = 2;
 pub(super) const XID_CRITICAL: u64 = 8;
 
 /// Kinds that can be registered: exactly those that the fake can raise.
-pub(crate) const SUPPORTED: u64 = DOUBLE_BIT_ECC | XID_CRITICAL;
+pub const SUPPORTED_EVENTS: u64 = DOUBLE_BIT_ECC | XID_CRITICAL;
 
 /// Unread events that a set keeps; the oldest go first, as in the driver's ring.
 const MAX_UNREAD: usize = 1024;
@@ -60,7 +60,7 @@ impl EventSets {
     /// # Errors
     /// No such set, or kinds that are not supported.
     pub fn register(&mut self, set: usize, slot: usize, kinds: u64) -> Result<(), NvmlError> {
-        if kinds & !SUPPORTED != 0 {
+        if kinds & !SUPPORTED_EVENTS != 0 {
             return Err(NvmlError::NotSupported);
         }
         let set = self.sets.get_mut(&set).ok_or(NvmlError::InvalidArgument)?;

@@ -61,9 +61,7 @@ pub fn read(
         TOTAL_ENERGY => FieldValue::U64(gpu.energy_millijoules(now_ns)?),
         POWER_POLICY_NS => FieldValue::U64(gpu.power_capped_ns(now_ns)),
         SYNC_BOOST_NS => FieldValue::U64(gpu.throttled_ns(ThrottleReason::SyncBoost, now_ns)),
-        PCIE_TRANSMIT_BYTES => {
-            FieldValue::U64(gpu.pcie_bytes(config.pcie_transmit_bytes_per_second, now_ns))
-        }
+        PCIE_TRANSMIT_BYTES => FieldValue::U64(gpu.pcie_bytes(config.pcie_transmit_bytes_per_second, now_ns)),
         PCIE_RECEIVE_BYTES => FieldValue::U64(gpu.pcie_bytes(config.pcie_receive_bytes_per_second, now_ns)),
         RECOVERY_ACTION => FieldValue::U32(gpu.recovery_action),
         thermal => {

@@ -65,7 +65,8 @@ impl Gpu {
     /// Why the configuration cannot be, in words.
     pub fn new(config: GpuConfig, index: usize, now_ns: u64) -> Result<Gpu, String> {
         let uuid = config.uuid_at(index);
-        let wrong = |what: &str, error: &dyn std::fmt::Display| format!("gpu {index} ({uuid}): {what}: {error}");
+        let wrong =
+            |what: &str, error: &dyn std::fmt::Display| format!("gpu {index} ({uuid}): {what}: {error}");
         for (key, watts) in [
             ("min_limit_watts", config.min_limit_watts),
             ("max_limit_watts", config.max_limit_watts),
@@ -78,7 +79,8 @@ impl Gpu {
         if !(1..=64).contains(&config.pcie_counter_bits) {
             return Err(wrong("pcie_counter_bits", &"not between 1 and 64"));
         }
-        let limit = microwatts(config.default_limit_watts).map_err(|error| wrong("default_limit_watts", &error))?;
+        let limit =
+            microwatts(config.default_limit_watts).map_err(|error| wrong("default_limit_watts", &error))?;
         let idle = microwatts(config.idle_watts).map_err(|error| wrong("idle_watts", &error))?;
         let pci = config.pci_at(index).ok_or_else(|| wrong("pci", &"not domain:bus:device.function"))?;
         let demand = config.waveform.as_ref().map_or_else(|| Ok(Profile::constant(idle)), Waveform::profile);

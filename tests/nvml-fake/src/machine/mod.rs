@@ -15,7 +15,7 @@ pub mod waveform;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use events::{Event, EventSets};
+pub use events::{Event, EventSets, SUPPORTED_EVENTS};
 
 use command::{Answer, CallCount, Command, GpuRef, LossMode};
 use config::{ClockKind, Config};
@@ -119,7 +119,9 @@ impl Machine {
     pub fn gpu(&self, slot: usize, function: &str) -> Result<&Gpu, NvmlError> {
         let gpu = self.gpus.get(slot).ok_or(NvmlError::InvalidArgument)?;
         match &gpu.loss {
-            Some(loss) if loss.functions.as_ref().is_none_or(|only| only.iter().any(|name| name == function)) => {
+            Some(loss)
+                if loss.functions.as_ref().is_none_or(|only| only.iter().any(|name| name == function)) =>
+            {
                 Err(match loss.mode {
                     LossMode::GpuIsLost => NvmlError::GpuIsLost,
                     LossMode::NotFound => NvmlError::NotFound,
@@ -196,7 +198,9 @@ impl Machine {
                 (gpu.gpu_percent, gpu.memory_percent) = (gpu_percent, memory_percent);
             }
             Command::Memory { gpu, used_bytes } => self.named(&gpu)?.used_bytes = used_bytes,
-            Command::Throttle { gpu, reason, active } => self.named(&gpu)?.set_throttle(reason, active, now_ns),
+            Command::Throttle { gpu, reason, active } => {
+                self.named(&gpu)?.set_throttle(reason, active, now_ns)
+            }
             Command::Advance { .. } if self.config.clock == ClockKind::Monotonic => {
                 return Err("advance needs \"clock\": \"manual\" in the configuration".to_owned());
             }

@@ -149,10 +149,9 @@ impl Profile {
         let length = self.length_ns();
         match self.tail {
             Tail::Repeat if length == 0 => Integral::default(),
-            Tail::Repeat => self
-                .within(length)
-                .times(elapsed_ns / length)
-                .plus(self.within(elapsed_ns % length)),
+            Tail::Repeat => {
+                self.within(length).times(elapsed_ns / length).plus(self.within(elapsed_ns % length))
+            }
             Tail::Hold { microwatts, clipped } => {
                 let held = elapsed_ns.saturating_sub(length);
                 self.within(elapsed_ns.min(length)).plus(Integral {
@@ -220,7 +219,10 @@ fn clip(piece: Piece, limit: u64) -> Vec<Piece> {
         Shape::Line { from, to } => clip_line(from, to, piece.duration_ns, limit),
         Shape::Arc { low, high, period_ns, .. } => clip_sine(low, high, period_ns, limit),
     };
-    cut.map_or_else(|| vec![piece], |pieces| pieces.into_iter().filter(|piece| piece.duration_ns > 0).collect())
+    cut.map_or_else(
+        || vec![piece],
+        |pieces| pieces.into_iter().filter(|piece| piece.duration_ns > 0).collect(),
+    )
 }
 
 /// The parts of a line under a limit, or `None` where it stays at or below it.
@@ -297,7 +299,8 @@ mod tests {
 
     #[test]
     fn a_square_wave_is_exact() {
-        let square = Profile::repeating(&[(300 * WATT, 300 * WATT, SECOND), (100 * WATT, 100 * WATT, SECOND)]);
+        let square =
+            Profile::repeating(&[(300 * WATT, 300 * WATT, SECOND), (100 * WATT, 100 * WATT, SECOND)]);
         assert_eq!(square.integral_to(5 * SECOND).energy, 1_100 * 1_000_000_000_000_000);
         assert_eq!(square.power_at(SECOND).0, 100 * WATT);
         assert_eq!(square.clipped(200 * WATT).integral_to(5 * SECOND).clipped_ns, 3 * SECOND);
@@ -325,8 +328,11 @@ mod tests {
         prop_oneof![
             lines.clone().prop_map(|lines| Profile::repeating(&lines)),
             (lines, watts.clone()).prop_map(|(lines, hold)| Profile::holding(&lines, hold)),
-            (watts, 1..500 * WATT, SECOND / 10..20 * SECOND)
-                .prop_map(|(low, swing, period)| Profile::sine(low, low + swing, period)),
+            (watts, 1..500 * WATT, SECOND / 10..20 * SECOND).prop_map(|(low, swing, period)| Profile::sine(
+                low,
+                low + swing,
+                period
+            )),
         ]
     }
 

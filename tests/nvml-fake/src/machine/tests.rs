@@ -166,15 +166,10 @@ fn configurations_that_cannot_be_are_named() {
 
 #[test]
 fn commands_read_and_write_the_same() {
-    let command = Command::SetWaveform {
-        gpu: GpuRef::from("GPU-a"),
-        waveform: Waveform::Constant { watts: 5.0 },
-    };
+    let command =
+        Command::SetWaveform { gpu: GpuRef::from("GPU-a"), waveform: Waveform::Constant { watts: 5.0 } };
     let json = serde_json::to_string(&command).unwrap();
-    assert_eq!(
-        json,
-        r#"{"cmd":"set_waveform","gpu":"GPU-a","waveform":{"kind":"constant","watts":5.0}}"#
-    );
+    assert_eq!(json, r#"{"cmd":"set_waveform","gpu":"GPU-a","waveform":{"kind":"constant","watts":5.0}}"#);
     assert_eq!(serde_json::from_str::<Command>(&json).unwrap(), command);
     assert!(serde_json::from_str::<Command>(r#"{"cmd":"truth","when":1}"#).is_err());
 }

@@ -129,7 +129,8 @@ impl Waveform {
 }
 
 fn steps_profile(steps: &[(f64, f64)]) -> Result<Profile, WaveformError> {
-    let (first, last) = (steps.first().ok_or(WaveformError::Steps)?, steps.last().ok_or(WaveformError::Steps)?);
+    let (first, last) =
+        (steps.first().ok_or(WaveformError::Steps)?, steps.last().ok_or(WaveformError::Steps)?);
     if first.0 != 0.0 {
         return Err(WaveformError::Steps);
     }
@@ -177,7 +178,10 @@ mod tests {
         assert_eq!(joules(r#"{"kind":"constant","watts":250}"#, 4), 1_000.0);
         let square = r#"{"kind":"square","low_watts":100,"high_watts":300,"period_seconds":2,"duty":0.25}"#;
         assert_eq!(joules(square, 2), 300.0);
-        assert_eq!(joules(r#"{"kind":"sine","low_watts":100,"high_watts":300,"period_seconds":2}"#, 2), 400.0);
+        assert_eq!(
+            joules(r#"{"kind":"sine","low_watts":100,"high_watts":300,"period_seconds":2}"#, 2),
+            400.0
+        );
         assert_eq!(joules(r#"{"kind":"ramp","from_watts":0,"to_watts":100,"seconds":10}"#, 20), 1_500.0);
         assert_eq!(joules(r#"{"kind":"steps","steps":[[0,100],[5,300]]}"#, 7), 1_100.0);
     }

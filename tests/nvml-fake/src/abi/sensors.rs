@@ -4,9 +4,10 @@ use std::ffi::{c_uint, c_ulonglong};
 use std::ptr;
 
 use nvml_wrapper_sys::bindings::{
-    nvmlClockType_enum_NVML_CLOCK_MEM, nvmlClockType_enum_NVML_CLOCK_VIDEO, nvmlClockType_t, nvmlDevice_t,
-    nvmlMemory_t, nvmlMemory_v2_t, nvmlReturn_t, nvmlTemperatureSensors_enum_NVML_TEMPERATURE_GPU,
-    nvmlTemperatureSensors_t, nvmlUtilization_t,
+    nvmlClockType_enum_NVML_CLOCK_MEM as CLOCK_MEMORY, nvmlClockType_enum_NVML_CLOCK_VIDEO as CLOCK_VIDEO,
+    nvmlClockType_t, nvmlDevice_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlReturn_t,
+    nvmlTemperatureSensors_enum_NVML_TEMPERATURE_GPU as SENSOR_GPU, nvmlTemperatureSensors_t,
+    nvmlUtilization_t,
 };
 
 use super::{code, gpu_figures, on_gpu, out};
@@ -114,9 +115,7 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperature(
     temperature: *mut c_uint,
 ) -> nvmlReturn_t {
     let figure = on_gpu("nvmlDeviceGetTemperature", device, |gpu, now_ns| match sensor {
-        nvmlTemperatureSensors_enum_NVML_TEMPERATURE_GPU => {
-            Ok(between(TEMPERATURE_CELSIUS, gpu.load(now_ns)))
-        }
+        SENSOR_GPU => Ok(between(TEMPERATURE_CELSIUS, gpu.load(now_ns))),
         _ => Err(NvmlError::InvalidArgument),
     });
     // SAFETY: the caller's promise about the pointer.
@@ -134,8 +133,8 @@ pub unsafe extern "C" fn nvmlDeviceGetClockInfo(
     clock: *mut c_uint,
 ) -> nvmlReturn_t {
     let figure = on_gpu("nvmlDeviceGetClockInfo", device, |gpu, now_ns| match kind {
-        nvmlClockType_enum_NVML_CLOCK_MEM => Ok(MEMORY_CLOCK_MHZ),
-        0..=nvmlClockType_enum_NVML_CLOCK_VIDEO => Ok(between(SM_CLOCK_MHZ, gpu.load(now_ns))),
+        CLOCK_MEMORY => Ok(MEMORY_CLOCK_MHZ),
+        0..=CLOCK_VIDEO => Ok(between(SM_CLOCK_MHZ, gpu.load(now_ns))),
         _ => Err(NvmlError::InvalidArgument),
     });
     // SAFETY: the caller's promise about the pointer.

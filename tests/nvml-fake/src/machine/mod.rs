@@ -199,7 +199,7 @@ impl Machine {
             }
             Command::Memory { gpu, used_bytes } => self.named(&gpu)?.used_bytes = used_bytes,
             Command::Throttle { gpu, reason, active } => {
-                self.named(&gpu)?.set_throttle(reason, active, now_ns)
+                self.named(&gpu)?.set_throttle(reason, active, now_ns);
             }
             Command::Advance { .. } if self.config.clock == ClockKind::Monotonic => {
                 return Err("advance needs \"clock\": \"manual\" in the configuration".to_owned());

@@ -1,6 +1,9 @@
 //! Modelled energy, for hosts that nothing measures: a VM, or counters that may not be read.
 //!
-//! Invariant: silent while RAPL measures this host; never called anything but an estimate.
+//! Invariant: silent while RAPL measures this host; never called anything but an estimate. It stands for all
+//! of the host but its GPUs, and counts under the scope `cpu`, which it has to itself.
+
+pub mod table;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,14 +45,22 @@ impl Model {
         }
     }
 
+    /// Figures of measured servers with this class of CPU.
     fn assumed(cpu: &CpuModel) -> Self {
-        let threads = f64::from(cpu.threads.max(1));
-        let (idle_watts, full_watts) = (1.0 * threads, 4.0 * threads);
-        Self {
-            idle_watts,
-            full_watts,
-            origin: format!("assumed for {} threads of {}", cpu.threads, cpu.name),
-        }
+        let model = table::lookup(&cpu.name, &cpu.vendor, cpu.threads.max(1));
+        let origin = format!(
+            "{} threads of {}, as class {}, {}; ±{:.0} %",
+            cpu.threads,
+            cpu.name,
+            model.class,
+            if model.servers > 0 {
+                format!("from {} measured servers", model.servers)
+            } else {
+                "of which none was measured".to_owned()
+            },
+            model.relative_uncertainty * 100.0
+        );
+        Self { idle_watts: model.idle_watts, full_watts: model.full_watts, origin }
     }
 
     fn watts(&self, utilization: f64) -> f64 {

@@ -139,9 +139,9 @@ fn estimate(config: &Config, zones: &[Zone]) -> Finding {
     if zones.iter().any(|zone| zone.scope == Some(Scope::Cpu)) {
         return Finding::new("estimate", Status::Absent, "not needed: the CPU is measured", "");
     }
-    let Model { idle_watts, full_watts, origin } = Model::new(config.estimate, &config.procfs_root);
-    let detail =
-        format!("CPU energy is estimated: {idle_watts:.1} W idle, {full_watts:.1} W busy ({origin})");
+    let Model { power, origin } = Model::new(config.estimate, &config.procfs_root);
+    let (idle, full) = (power.idle_watts, power.full_watts);
+    let detail = format!("CPU energy is estimated: {idle:.1} W idle, {full:.1} W busy ({origin})");
     let mend = if config.estimate.is_some() {
         ""
     } else {

@@ -175,7 +175,9 @@ mod tests {
         ];
         for (epoch, last, same_boot, microjoules, recovered, gap) in table {
             let mut windows = Windows::resumed(BTreeMap::from([(meter.clone(), Known { last, same_boot })]));
-            let slice = &windows.close(&[EnergyReading { epoch, ..reading("a", 800, 20_000) }])[0];
+            // Ten seconds at 50 W cannot wrap it.
+            let limits = Limits { modulus: Some(1_000_000_000), max_per_second: 5e7 };
+            let slice = &windows.close(&[EnergyReading { epoch, limits, ..reading("a", 800, 20_000) }])[0];
             assert_eq!(
                 (slice.microjoules, slice.recovered),
                 (microjoules, recovered),

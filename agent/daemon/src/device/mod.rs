@@ -223,9 +223,10 @@ impl Backend {
 pub fn backends(config: &crate::config::Config) -> Vec<(Backend, Duration)> {
     let metering = config.metering;
     let measured = rapl::Measured::default();
+    let rapl = rapl::Rapl::new(&config.sysfs_root, measured.clone(), crate::clock::monotonic());
     let mut backends = vec![
         (Backend::Host(host::Host::new(config)), metering.interval),
-        (Backend::Rapl(rapl::Rapl::new(&config.sysfs_root, measured.clone())), metering.interval),
+        (Backend::Rapl(rapl), metering.interval),
         (Backend::Estimate(Box::new(estimate::Estimate::new(config, measured))), metering.interval),
     ];
     if let Some(library) = &config.nvml_library {

@@ -60,15 +60,17 @@ pub struct Rapl {
     folder: PathBuf,
     measured: Measured,
     zones: Vec<Zone>,
-    looked_at: Option<Duration>,
+    looked_at: Duration,
     last_error: Option<ReadError>,
 }
 
 impl Rapl {
-    /// RAPL under `sysfs_root`.
-    pub fn new(sysfs_root: &Path, measured: Measured) -> Self {
+    /// RAPL under `sysfs_root`, looked for at once: the estimate must know from its first reading on.
+    pub fn new(sysfs_root: &Path, measured: Measured, now: Duration) -> Self {
         let folder = sysfs_root.join("class/powercap");
-        Self { folder, measured, zones: Vec::new(), looked_at: None, last_error: None }
+        let mut rapl = Self { folder, measured, zones: Vec::new(), looked_at: now, last_error: None };
+        rapl.discover();
+        rapl
     }
 
     pub(super) fn read(&mut self) -> Answer {
@@ -76,9 +78,9 @@ impl Rapl {
     }
 
     fn read_at(&mut self, now: Duration) -> Answer {
-        let due = self.looked_at.is_none_or(|at| now.saturating_sub(at) >= REDISCOVER);
+        let due = now.saturating_sub(self.looked_at) >= REDISCOVER;
         if self.zones.is_empty() && due {
-            self.looked_at = Some(now);
+            self.looked_at = now;
             self.discover();
         }
         if self.zones.is_empty() {

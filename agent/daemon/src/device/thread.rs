@@ -22,6 +22,8 @@ pub struct View {
     pub present: bool,
     /// Whether it answers in time.
     pub up: bool,
+    /// Whether its first answer is still to come, in time.
+    pub starting: bool,
     /// How long its newest answer took.
     pub duration: Duration,
     /// Failed readings by reason, since this process began.
@@ -104,6 +106,7 @@ impl BackendThread {
             kind: self.kind,
             present: state.present,
             up: !overdue && !state.failed && !state.ended && state.answered.is_some(),
+            starting: !overdue && !state.ended && state.answered.is_none(),
             duration: state.duration,
             errors: state.errors.clone(),
             reading: state.reading.clone(),

@@ -85,7 +85,8 @@ impl Engine {
     fn close(&mut self, at: Duration, until: Duration, sync: bool) {
         self.shared.lock().core.read_shards(&clock::process_cpu_nanos);
         for thread in &self.threads {
-            if thread.view(clock::monotonic()).up {
+            let view = thread.view(clock::monotonic());
+            if view.up || view.starting {
                 thread.wait_since(at, until);
             }
         }

@@ -17,6 +17,7 @@ use super::{Answer, Class, EnergyReading, Epoch, MeterId, ReadError, Reading, Sc
 use crate::clock;
 use crate::config::{Config, EstimateWatts};
 use crate::counter::Limits;
+use table::PowerModel;
 
 /// Name of the zone that the model stands for.
 pub const ZONE: &str = "host";
@@ -26,46 +27,45 @@ const MAX_SPAN: Duration = Duration::from_secs(60);
 /// Watts as a function of CPU utilisation.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Model {
-    /// With nothing to do.
-    pub idle_watts: f64,
-    /// With every CPU busy.
-    pub full_watts: f64,
-    /// Where the two come from, for people.
+    /// The two ends.
+    pub power: PowerModel,
+    /// Where they come from, for people.
     pub origin: String,
 }
 
 impl Model {
-    /// The configured watts, or else assumed ones for this CPU.
+    /// The configured watts, or else those of measured servers with this class of CPU.
     pub fn new(configured: Option<EstimateWatts>, procfs_root: &Path) -> Self {
         match configured {
-            Some(EstimateWatts { idle_watts, full_watts }) => {
-                Self { idle_watts, full_watts, origin: "configured".to_owned() }
-            }
+            Some(watts) => Self { power: power(watts), origin: "configured".to_owned() },
             None => Self::assumed(&CpuModel::read(procfs_root)),
         }
     }
 
-    /// Figures of measured servers with this class of CPU.
     fn assumed(cpu: &CpuModel) -> Self {
-        let model = table::lookup(&cpu.name, &cpu.vendor, cpu.threads.max(1));
+        let power = table::lookup(&cpu.name, &cpu.vendor, cpu.threads.max(1));
+        let servers = match power.servers {
+            0 => "of which none was measured".to_owned(),
+            servers => format!("from {servers} measured servers"),
+        };
         let origin = format!(
-            "{} threads of {}, as class {}, {}; ±{:.0} %",
+            "{} threads of {}, as class {}, {servers}, give or take {:.0} %",
             cpu.threads,
             cpu.name,
-            model.class,
-            if model.servers > 0 {
-                format!("from {} measured servers", model.servers)
-            } else {
-                "of which none was measured".to_owned()
-            },
-            model.relative_uncertainty * 100.0
+            power.class,
+            power.relative_uncertainty * 100.0
         );
-        Self { idle_watts: model.idle_watts, full_watts: model.full_watts, origin }
+        Self { power, origin }
     }
 
     fn watts(&self, utilization: f64) -> f64 {
-        self.idle_watts + (self.full_watts - self.idle_watts) * utilization.clamp(0.0, 1.0)
+        table::watts(&self.power, utilization)
     }
+}
+
+/// Somebody measured this very host.
+fn power(EstimateWatts { idle_watts, full_watts }: EstimateWatts) -> PowerModel {
+    PowerModel { idle_watts, full_watts, class: "configured", servers: 1, relative_uncertainty: 0.0 }
 }
 
 /// What `/proc/cpuinfo` says of the CPU.
@@ -154,8 +154,8 @@ impl Estimate {
     fn reading(&mut self, stat: &Stat, now: Duration) -> Answer {
         if !std::mem::replace(&mut self.announced, true) {
             tracing::info!(
-                idle_watts = self.model.idle_watts,
-                full_watts = self.model.full_watts,
+                idle_watts = self.model.power.idle_watts,
+                full_watts = self.model.power.full_watts,
                 origin = self.model.origin,
                 "nothing measures this host's CPU: its energy is an estimate"
             );
@@ -180,7 +180,11 @@ mod tests {
     use super::*;
 
     fn model() -> Model {
-        Model { idle_watts: 10.0, full_watts: 30.0, origin: String::new() }
+        of(10.0, 30.0)
+    }
+
+    fn of(idle_watts: f64, full_watts: f64) -> Model {
+        Model { power: power(EstimateWatts { idle_watts, full_watts }), origin: String::new() }
     }
 
     fn cpu(busy: u64, idle: u64) -> CpuTime {
@@ -204,11 +208,22 @@ mod tests {
     #[test]
     fn fractions_of_a_microjoule_are_kept() {
         let mut sum = Accumulated::default();
-        let tiny = Model { idle_watts: 0.1, full_watts: 0.1, origin: String::new() };
+        let tiny = of(0.1, 0.1);
         for i in 0..=1_000u64 {
             sum.add(&tiny, CpuTime::default(), Duration::from_micros(i * 3));
         }
         assert!((299..=300).contains(&sum.microjoules), "{}", sum.microjoules);
+    }
+
+    #[test]
+    fn a_host_that_nobody_measured_gets_its_class() {
+        let root = tempfile::tempdir().unwrap();
+        let text =
+            "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 7763 64-Core Processor\n";
+        fs::write(root.path().join("cpuinfo"), text).unwrap();
+        let model = Model::new(None, root.path());
+        assert!(model.origin.contains("amd-epyc-milan"), "{}", model.origin);
+        assert!(0.0 < model.watts(0.0) && model.watts(0.0) < model.watts(1.0));
     }
 
     #[test]

@@ -219,3 +219,6 @@ fn reason(error: &NvmlError) -> &'static str {
         _ => "other",
     }
 }
+
+#[cfg(test)]
+mod tests;

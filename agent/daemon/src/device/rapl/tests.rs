@@ -112,7 +112,7 @@ fn stated_limits_bound_the_zone() {
 fn a_host_without_rapl_is_normal_and_looked_at_again() {
     let tree = Tree::new();
     let measured = Measured::default();
-    let mut rapl = Rapl::new(tree.0.path(), measured.clone());
+    let mut rapl = Rapl::new(tree.0.path(), measured.clone(), Duration::from_secs(1));
     assert_eq!(rapl.read_at(Duration::from_secs(1)), Answer::Absent);
     tree.zone("intel-rapl:0", "package-0", "100\n", RANGE);
     assert_eq!(rapl.read_at(Duration::from_secs(2)), Answer::Absent);
@@ -127,7 +127,7 @@ fn a_host_without_rapl_is_normal_and_looked_at_again() {
 fn one_broken_zone_does_not_take_the_others() {
     let tree = Tree::new();
     tree.zone("intel-rapl:0", "package-0", "100\n", RANGE).zone("intel-rapl:0:0", "dram", "7\n", RANGE);
-    let mut rapl = Rapl::new(tree.0.path(), Measured::default());
+    let mut rapl = Rapl::new(tree.0.path(), Measured::default(), Duration::ZERO);
     rapl.read();
     fs::write(tree.path("intel-rapl:0:0").join("energy_uj"), "garbage").unwrap();
     let Answer::Reading(reading) = rapl.read() else { panic!("the package is readable") };

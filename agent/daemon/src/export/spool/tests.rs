@@ -110,7 +110,7 @@ fn a_corrupt_segment_is_set_aside_and_the_others_stay() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = open(folder.path());
     let large = Bytes::from(vec![7; 600 << 10]);
-    (0..6).for_each(|_| drop(spool.append(large.clone())));
+    (1..=6).for_each(|i| assert_eq!(spool.append(large.clone()), i));
     let first = files(folder.path())[0].clone();
     let mut bytes = fs::read(&first).unwrap();
     bytes[700 << 10] ^= 1;

@@ -66,6 +66,7 @@ impl Bench {
             kind: BackendKind::Host,
             present: true,
             up: true,
+            starting: false,
             duration: Duration::ZERO,
             errors: BTreeMap::new(),
             reading: Some(Arc::new(reading)),

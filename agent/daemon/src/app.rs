@@ -32,6 +32,10 @@ use crate::snapshot::{NodeFacts, Snapshot};
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// What of it those may take that hand work back.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(3);
+/// What of it the last window may take on its way to the spool.
+const RECORD_WITHIN: Duration = Duration::from_secs(1);
+/// The task that ends by itself, after the meter.
+const RECORDER: &str = "the telemetry recorder";
 /// Threads for connections and timers; devices and the meter have their own.
 const ASYNC_THREADS: usize = 2;
 
@@ -153,6 +157,9 @@ impl App {
             server.await.map_or_else(|e| e.to_string(), |()| ended())
         });
         start_push(&services, &mut tasks, stats);
+        if services.config.traces_endpoint.is_some() {
+            tracing::warn!("traces.endpoint is set, but this version sends no traces");
+        }
         tasks.spawn("the watchdog", watchdog(services.meter.snapshots(), services.stopping.clone()));
         // The lease module joins here:
         // tasks.spawn_work("leases", crate::lease::run(services.clone()));
@@ -186,10 +193,13 @@ impl App {
     /// Work is handed back first, so that its shards settle with the meter's last window.
     async fn stop(&mut self) {
         self.services.stopping.cancel();
-        if tokio::time::timeout(HAND_BACK_WITHIN, self.tasks.work_ended()).await.is_err() {
+        let work: Vec<&'static str> = self.tasks.work.iter().copied().collect();
+        if tokio::time::timeout(HAND_BACK_WITHIN, self.tasks.ended(&work)).await.is_err() {
             tracing::warn!("work could not be handed back in time; its leases run out");
         }
         self.services.meter.stop().await;
+        // The last window goes into the spool; the recorder ends with the meter.
+        let _ = tokio::time::timeout(RECORD_WITHIN, self.tasks.ended(&[RECORDER])).await;
         self.tasks.set.shutdown().await;
     }
 }
@@ -205,7 +215,7 @@ fn start_push(services: &Services, tasks: &mut Tasks, stats: Arc<SpoolStats>) {
     let Some(endpoint) = endpoint else { return };
     let spool = SharedSpool::new(Spool::open(&config.spool_dir(), config.spool_max_bytes, stats));
     let record = push::record(services.meter.snapshots(), spool.clone());
-    tasks.spawn("the telemetry recorder", async {
+    tasks.spawn(RECORDER, async {
         record.await;
         ended()
     });
@@ -268,17 +278,20 @@ fn lock_state_dir(folder: &Path) -> Result<File, AppError> {
 #[derive(Default)]
 struct Tasks {
     set: JoinSet<(&'static str, String)>,
+    running: BTreeSet<&'static str>,
+    /// Those that hand work back when the agent stops.
     work: BTreeSet<&'static str>,
 }
 
 impl Tasks {
     /// Starts a task; it returns why it ended.
     fn spawn(&mut self, name: &'static str, task: impl Future<Output = String> + Send + 'static) {
+        self.running.insert(name);
         self.set.spawn(async move { (name, task.await) });
     }
 
     /// Starts a task that hands work back when the agent stops, and is waited for.
-    #[expect(dead_code, reason = "for the lease module, which joins in `App::start`")]
+    #[allow(dead_code, reason = "for the lease module, which joins in `App::start`")]
     fn spawn_work(&mut self, name: &'static str, task: impl Future<Output = String> + Send + 'static) {
         self.work.insert(name);
         self.spawn(name, task);
@@ -288,7 +301,7 @@ impl Tasks {
     async fn first_end(&mut self) -> AppError {
         match self.set.join_next().await {
             Some(Ok((task, reason))) => {
-                self.work.remove(task);
+                self.running.remove(task);
                 AppError::Task { task, reason }
             }
             Some(Err(error)) => AppError::Task { task: "a task", reason: panic_text(error) },
@@ -296,14 +309,14 @@ impl Tasks {
         }
     }
 
-    /// Waits for those that hand work back.
-    async fn work_ended(&mut self) {
-        while !self.work.is_empty() {
+    /// Waits until none of `names` runs any more.
+    async fn ended(&mut self, names: &[&'static str]) {
+        while names.iter().any(|name| self.running.contains(name)) {
             match self.set.join_next().await {
                 Some(Ok((task, _))) => {
-                    self.work.remove(task);
+                    self.running.remove(task);
                 }
-                // A panicked one hands nothing back.
+                // One that panicked cannot be told by name; the caller waits for it in vain, for a while.
                 Some(Err(_)) => {}
                 None => return,
             }
@@ -347,6 +360,15 @@ mod tests {
         assert_eq!(error.exit_code(), exit::FAILURE);
         tasks.spawn("x", async { panic!("boom {}", 1) });
         assert!(tasks.first_end().await.to_string().contains("boom 1"));
+    }
+
+    #[tokio::test]
+    async fn work_is_waited_for_and_the_rest_is_not() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("forever", std::future::pending());
+        tasks.spawn_work("leases", async { "handed back".to_owned() });
+        tasks.ended(&["leases"]).await;
+        assert_eq!(tasks.running, BTreeSet::from(["forever"]));
     }
 
     #[test]

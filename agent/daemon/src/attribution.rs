@@ -95,8 +95,7 @@ mod tests {
             prop_assert_eq!(parts.iter().map(|p| u128::from(*p)).sum::<u128>(), u128::from(total));
             let sum: u128 = weights.iter().map(|w| u128::from(*w)).sum();
             for (part, weight) in parts.iter().zip(&weights) {
-                if sum > 0 {
-                    let exact = u128::from(total) * u128::from(*weight) / sum;
+                if let Some(exact) = (u128::from(total) * u128::from(*weight)).checked_div(sum) {
                     prop_assert!(u128::from(*part) == exact || u128::from(*part) == exact + 1);
                 }
             }

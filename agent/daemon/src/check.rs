@@ -94,20 +94,23 @@ pub fn json(findings: &[Finding]) -> String {
 }
 
 fn state_dir(folder: &Path) -> Finding {
-    let probe = folder.join(format!(".check-{}", std::process::id()));
+    // The agent makes the folder where it may.
+    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);
+    let probe = existing.join(format!(".wattmill-check-{}", std::process::id()));
     match std::fs::write(&probe, b"") {
         Ok(()) => {
             // What cannot be removed now is removed by nobody: say nothing of it.
             let _ = std::fs::remove_file(&probe);
-            Finding::new("state", Status::Ok, format!("{} is writable", folder.display()), "")
+            let what = if existing == folder { "is writable" } else { "can be made" };
+            Finding::new("state", Status::Ok, format!("{} {what}", folder.display()), "")
         }
         Err(error) => {
             let mend = format!(
-                "create {} for the user that runs the agent, or set state_dir; as {} now",
+                "create {} for the user that runs the agent (this is user {}), or set state_dir",
                 folder.display(),
                 rustix::process::geteuid().as_raw()
             );
-            Finding::new("state", Status::Failed, format!("{}: {error}", folder.display()), mend)
+            Finding::new("state", Status::Failed, format!("{}: {error}", existing.display()), mend)
         }
     }
 }
@@ -194,7 +197,10 @@ fn nvml(config: &Config) -> Finding {
 /// A backend's answer; a thread that hangs is left behind.
 fn answer_in_time(mut backend: Backend) -> Option<Answer> {
     let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || sender.send(backend.read(true)));
+    std::thread::spawn(move || {
+        // Nobody listens any more after the time is up.
+        let _ = sender.send(backend.read(true));
+    });
     receiver.recv_timeout(PATIENCE).ok()
 }
 

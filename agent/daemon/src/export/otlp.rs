@@ -53,6 +53,8 @@ fn resource(snapshot: &Snapshot) -> Resource {
     Resource { attributes, ..Resource::default() }
 }
 
+/// Without descriptions: they are the catalogue's, and would be half of each frame in the spool.
+///
 /// Metrics of one OTLP name are one metric: a GPU's `hw.energy` and a CPU's differ in attributes.
 fn metrics(snapshot: &Snapshot) -> Vec<Metric> {
     let points = points(snapshot);
@@ -76,13 +78,7 @@ fn family(metric: &'static cat::Metric, otlp: &'static Otlp, data_points: Vec<Nu
             is_monotonic: true,
         }),
     };
-    Metric {
-        name: otlp.name.to_owned(),
-        description: metric.help.to_owned(),
-        unit: otlp.unit.to_owned(),
-        data: Some(data),
-        ..Metric::default()
-    }
+    Metric { name: otlp.name.to_owned(), unit: otlp.unit.to_owned(), data: Some(data), ..Metric::default() }
 }
 
 fn data_point(point: &Point, otlp: &Otlp, snapshot: &Snapshot) -> NumberDataPoint {

@@ -249,8 +249,17 @@ impl Sender {
 
     /// Says why a connection ended, once per change.
     fn note(&mut self, error: &PushError) {
-        let source = std::error::Error::source(error).map(|s| format!(": {s}")).unwrap_or_default();
-        let message = format!("{error}{source}");
+        let mut message = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            // Some of tonic's and hyper's layers repeat the one below.
+            let cause_text = cause.to_string();
+            if !message.ends_with(&cause_text) {
+                message.push_str(": ");
+                message.push_str(&cause_text);
+            }
+            source = cause.source();
+        }
         if self.last_message.as_ref() != Some(&message) {
             tracing::warn!(error = message, "telemetry waits in the spool");
             self.last_message = Some(message);

@@ -183,6 +183,18 @@ fn a_killed_run_is_settled_and_its_energy_recovered() {
 }
 
 #[test]
+fn a_gap_is_counted_where_energy_went_unseen() {
+    let (mut bench, mut core) = (Bench::default(), core(1_000_000));
+    (bench.package, bench.gpu_integrated) = (1_000, 1_000);
+    bench.close(&mut core);
+    (bench.package, bench.gpu_integrated) = (1, 1);
+    bench.close(&mut core);
+    let gaps: Vec<_> = core.ledger.gaps.iter().map(|((d, r), n)| (d.as_str(), *r, *n)).collect();
+    let reset = GapReason::Reset;
+    assert_eq!(gaps, [("package-0", reset, 1), ("package-0/core", reset, 1)], "the GPU's counter went on");
+}
+
+#[test]
 fn divergence_is_of_the_last_minute() {
     let (mut bench, mut core) = (Bench::default(), core(1_000_000));
     bench.close(&mut core);

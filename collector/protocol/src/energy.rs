@@ -37,7 +37,9 @@ impl Source {
 }
 
 /// Microjoules by [`Source`]. Measured and estimated joules travel together and are never mixed up.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Hash)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Energy([u64; 3]);
 
 impl Energy {

@@ -95,7 +95,11 @@ fn the_bits_of_this_version() {
     let (gradient, loss, correct) = bits(&mut Kernel::new(model, 2).unwrap(), &data);
     let found = (hash(gradient), loss, correct);
     match numerics.to_string().as_str() {
-        "avx512f/f32/1" => assert_eq!(found, (2_670_130_057_498_003_854, 4_644_682_275_076_803_235, 12), "the bits of {numerics} changed"),
+        "avx512f/f32/1" => assert_eq!(
+            found,
+            (2_670_130_057_498_003_854, 4_644_682_275_076_803_235, 12),
+            "the bits of {numerics} changed"
+        ),
         other => eprintln!("no golden bits are known for {other}: {found:?}"),
     }
 }

@@ -3,7 +3,7 @@
 //! Rows are the fixture's; every fifth (index mod 5 = 4) is held out. A round takes four shards of 36
 //! rows, sums their gradients in shard order and steps once, as `sync` mode does.
 
-use wattmill_kernel::{Activation, Batch, Kernel, Layer, Model, order};
+use wattmill_kernel::{Activation, Batch, Kernel, Layer, Model, Numerics, order};
 use wattmill_optim::{Optimizer, Schedule, mean, reduce};
 
 const INPUTS: usize = 64;
@@ -89,35 +89,48 @@ fn train(recipe: &Recipe, seed: u64, [training, held_out]: &[Data; 2]) -> (f64, 
     (outcome.correct as f64 / outcome.samples as f64, round)
 }
 
-#[test]
-#[ignore = "a search, not a test"]
-fn search() {
+/// The shortest recipe: 100 rounds.
+const SHORT: Recipe = Recipe {
+    optimizer: Optimizer::Sgd { learning_rate: 0.7, momentum: 0.9, nesterov: true, weight_decay: 1e-3 },
+    schedule: Schedule::Linear { final_ratio: 0.0 },
+    epochs: 10,
+};
+
+/// The steadiest recipe: 200 rounds.
+const STEADY: Recipe = Recipe {
+    optimizer: Optimizer::AdamW {
+        learning_rate: 0.04,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    },
+    schedule: Schedule::Linear { final_ratio: 0.0 },
+    epochs: 20,
+};
+
+fn check(recipe: &Recipe, rounds: u64) {
     let data = digits();
-    let mut recipes = Vec::new();
-    for epochs in [8, 10, 12, 15, 20] {
-        for schedule in [Schedule::Constant, Schedule::Cosine { final_ratio: 0.0 }, Schedule::Linear { final_ratio: 0.0 }] {
-            for learning_rate in [0.1, 0.2, 0.3, 0.5, 0.7] {
-                for momentum in [0.9, 0.95] {
-                    for weight_decay in [0.0, 1e-3] {
-                    recipes.push(Recipe { optimizer: Optimizer::Sgd { learning_rate, momentum, nesterov: true, weight_decay }, schedule, epochs });
-                    }
-                }
-            }
-            for learning_rate in [0.003, 0.005, 0.01, 0.02, 0.03] {
-                for (beta2, weight_decay) in [(0.999, 0.01), (0.95, 0.01), (0.999, 0.1), (0.95, 0.1), (0.99, 1.0)] {
-                    recipes.push(Recipe { optimizer: Optimizer::AdamW { learning_rate, beta1: 0.9, beta2, epsilon: 1e-8, weight_decay }, schedule, epochs });
-                }
-            }
-        }
+    let runs: Vec<_> = (1..=10).map(|seed| train(recipe, seed, &data)).collect();
+    let accuracies: Vec<_> = runs.iter().map(|run| run.0).collect();
+    let text: Vec<_> = accuracies.iter().map(|accuracy| format!("{accuracy:.4}")).collect();
+    println!("{rounds} rounds, seeds 1 to 10: {}", text.join(" "));
+    assert!(runs.iter().all(|run| run.1 == rounds), "{runs:?}");
+    assert!(accuracies.iter().all(|&accuracy| accuracy >= 0.95), "{text:?}");
+    // Other instruction sets round otherwise, which acts like other seeds. Of 40 seeds here the worst
+    // gave 0.958; one held-out row is 0.003.
+    if Numerics::detect().to_string() == "avx512f/f32/1" {
+        assert!(accuracies.iter().all(|&accuracy| accuracy >= 0.96), "{text:?}");
+        assert!(accuracies[0] >= 0.97, "{text:?}");
     }
-    let results: Vec<_> = recipes.iter().map(|recipe| {
-        let all: Vec<f64> = (1..=10).map(|seed| train(recipe, seed, &data).0).collect();
-        let least = all.iter().copied().fold(1.0, f64::min);
-        (least, all.iter().sum::<f64>() / 10.0, all[0], recipe)
-    }).collect();
-    for epochs in [8, 10, 12, 15, 20] {
-        let mut of: Vec<_> = results.iter().filter(|r| r.3.epochs == epochs).collect();
-        of.sort_by(|a, b| (b.0 + b.1).total_cmp(&(a.0 + a.1)));
-        for r in of.iter().take(8) { println!("{:.4} {:.4} {:.4} {:?}", r.0, r.1, r.2, r.3); }
-    }
+}
+
+#[test]
+fn the_short_recipe_learns_from_every_seed() {
+    check(&SHORT, 100);
+}
+
+#[test]
+fn the_steady_recipe_learns_from_every_seed() {
+    check(&STEADY, 200);
 }

@@ -6,9 +6,9 @@
 //!
 //! Invariant: bits depend on the arguments and on [`Numerics`] alone. They do not depend on the
 //! number of threads, on scheduling, on the processor's caches or on calls made before:
-//! - rows are cut into blocks by the batch's size alone; each block runs forward and backward-data
+//! - rows are cut into blocks by the batch's size and the layers' shapes alone; each block runs forward and backward-data
 //!   serially;
-//! - after one join, the weights' gradients are cut into tiles by the layer's shape alone; each tile
+//! - after one join, the weights' gradients are cut into tiles by the layers' shapes alone; each tile
 //!   sums serially over the whole batch;
 //! - losses are summed in block order;
 //! - `exp` and `ln` are computed here, never by libm; `unsafe` is confined to `multiply` (the GEMM

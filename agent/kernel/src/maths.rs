@@ -4,13 +4,13 @@
 
 /// `e^x` for `x ≤ 0`, within 2 units in the last place; 0 below −87, NaN stays NaN.
 ///
-/// Cephes `expf`: `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`, a polynomial of degree 6 in `r`, and `n`
-/// put into the exponent. Positive `x` up to 87 works as well but is not needed.
+/// Cephes `expf` (Moshier): `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`, the series' first two terms and a
+/// polynomial of degree 5 for the rest, and `n` put into the exponent.
 pub(crate) fn exp(x: f32) -> f32 {
     /// 1.5 · 2^23: adding it rounds to an integer, which then stands in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     /// `ln 2` in two parts, the first with trailing zeros so that `n · HIGH` is exact.
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
 
     let clamped = if x < LEAST { LEAST } else { x };

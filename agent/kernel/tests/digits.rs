@@ -2,6 +2,7 @@
 //!
 //! Rows are the fixture's; every fifth (index mod 5 = 4) is held out. A round takes four shards of 36
 //! rows, sums their gradients in shard order and steps once, as `sync` mode does.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not tests to clippy")]
 
 use wattmill_kernel::{Activation, Batch, Kernel, Layer, Model, Numerics, order};
 use wattmill_optim::{Optimizer, Schedule, mean, reduce};

@@ -1,4 +1,5 @@
 //! Equality with PyTorch: the figures of `tests/fixtures/pytorch/make.py`.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not tests to clippy")]
 
 use serde::Deserialize;
 use wattmill_kernel::{Activation, Batch, Kernel, Layer, Model, order};

@@ -81,7 +81,7 @@ impl Optimizer {
                 fraction("momentum", momentum)?;
                 not_negative("weight_decay", weight_decay)?;
                 if nesterov && momentum == 0.0 {
-                    return Err(invalid("nesterov", nesterov, "false where momentum is 0"));
+                    return Err(invalid("nesterov", &nesterov, "false where momentum is 0"));
                 }
                 Ok(())
             }
@@ -147,7 +147,7 @@ impl Optimizer {
     }
 }
 
-fn invalid(field: &'static str, value: impl ToString, allowed: &'static str) -> InvalidHyperparameter {
+fn invalid(field: &'static str, value: &dyn ToString, allowed: &'static str) -> InvalidHyperparameter {
     InvalidHyperparameter { field, value: value.to_string(), allowed }
 }
 
@@ -156,14 +156,14 @@ fn not_negative(field: &'static str, value: f64) -> Result<(), InvalidHyperparam
     if (0.0..=f64::from(f32::MAX)).contains(&value) {
         return Ok(());
     }
-    Err(invalid(field, value, "a finite number of at least 0 that fits f32"))
+    Err(invalid(field, &value, "a finite number of at least 0 that fits f32"))
 }
 
 fn fraction(field: &'static str, value: f64) -> Result<(), InvalidHyperparameter> {
     if (0.0..1.0).contains(&value) {
         return Ok(());
     }
-    Err(invalid(field, value, "0 to less than 1"))
+    Err(invalid(field, &value, "0 to less than 1"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! What must hold of every optimizer: partitions do not matter, and steps stay finite.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not tests to clippy")]
 
 use proptest::prelude::*;
 use wattmill_optim::{Optimizer, Schedule, reduce};

@@ -1,3 +1,6 @@
 //! `wattmill-collector`: the cluster's daemon.
 
+#[allow(dead_code, unused_imports)]
+mod state;
+
 fn main() {}

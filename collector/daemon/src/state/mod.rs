@@ -90,6 +90,14 @@ impl State {
         self.hosts.clean(&self.nodes);
     }
 
+    /// Notes that a push was received of which nothing could be taken.
+    pub(crate) fn receive(&mut self, id: &NodeId, position: u64) {
+        self.sequence += 1;
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.receive(Some(position), self.sequence);
+        }
+    }
+
     /// Notes a node that opened a session: it is known, and expected to send telemetry.
     pub(crate) fn introduce(&mut self, id: &NodeId, name: &str, machine_id: &str, host_fraction: f64) {
         if !self.has_room_for(id) {

@@ -45,6 +45,12 @@ impl Telemetry {
         }
     }
 
+    /// Notes that the push at `position` of a node's spool was received, though nothing of it could be
+    /// taken: the node need not send it again.
+    pub(crate) fn receive(&self, id: &NodeId, position: u64) {
+        self.lock().receive(id, position);
+    }
+
     /// Counts what was refused before it became frames.
     pub(crate) fn count(&self, counts: &Counts) {
         self.lock().counts.merge(counts);

@@ -81,7 +81,9 @@ impl UnaryService<Bytes> for Export {
     type Future = std::future::Ready<Result<Response<Self::Response>, Status>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let header = |name: &'static str| request.metadata().get(name).map(|value| value.as_encoded_bytes());
+        let header = |name: &'static str| {
+            request.metadata().get(name).map(tonic::metadata::MetadataValue::as_encoded_bytes)
+        };
         let receipt = Origin::read(header)
             .inspect_err(|error| self.0.refuse(error.reason()))
             .and_then(|origin| self.0.receive(request.get_ref(), &origin, now_unix_nanos()));

@@ -11,7 +11,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use flate2::read::MultiGzDecoder;
@@ -66,7 +66,7 @@ fn receive(
         StatusCode::PAYLOAD_TOO_LARGE => too_large(),
         status => refuse(Reason::Malformed, status, rejection.body_text()),
     })?;
-    let push = match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()) {
+    let push = match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
         None | Some(b"" | b"identity") => body,
         Some(b"gzip") => {
             let mut push = Vec::new();
@@ -81,7 +81,7 @@ fn receive(
         }
         Some(_) => return Err(unsupported("compress with gzip or not at all")),
     };
-    let header = |name: &'static str| headers.get(name).map(|value| value.as_bytes());
+    let header = |name: &'static str| headers.get(name).map(HeaderValue::as_bytes);
     let origin = Origin::read(header).inspect_err(|error| ingest.refuse(error.reason()))?;
     Ok(ingest.receive(&push, &origin, now_unix_nanos)?.into())
 }

@@ -170,7 +170,7 @@ fn points_that_are_not_the_catalogues_are_counted_by_reason() {
                 first(p).data = Some(Data::Histogram(otlp::Histogram {
                     data_points: vec![otlp::HistogramDataPoint::default()],
                     ..Default::default()
-                }))
+                }));
             },
             Reason::WrongForm,
         ),
@@ -214,7 +214,7 @@ fn a_push_that_is_too_large_is_refused_as_a_whole() {
     let many = frame(1, 0.0, vec![gauge(&metrics::GPU_UP, &["a"], 1.0); shape::MAX_POINTS + 1]);
     assert!(matches!(decoder.decode(&push(&[many]).encode_to_vec()), Err(DecodeError::TooMany)));
     assert!(matches!(decoder.decode(&[0xff]), Err(DecodeError::Malformed)));
-    assert!(matches!(decoder.decode(&[10, 4, 10, 2, 10, 0, 0]), Err(_)));
+    assert!(decoder.decode(&[10, 4, 10, 2, 10, 0, 0]).is_err());
 }
 
 fn headers(node: u32, position: u64) -> Origin {

@@ -384,7 +384,7 @@ fn records_under_foreign_keys_and_of_other_versions_are_refused() {
 fn a_checkpoint_has_what_changed_and_its_positions() {
     let telemetry = Telemetry::new();
     let push = |number, s| {
-        telemetry.apply(vec![second(number, s, 1)], Some(u64::from(s)), &Counts::default(), at(10.0))
+        telemetry.apply(vec![second(number, s, 1)], Some(u64::from(s)), &Counts::default(), at(10.0));
     };
     push(1, 1);
     push(1, 2);

@@ -97,7 +97,8 @@ impl Hosts {
         let joined = if joined == 0 { frame.time_unix_nanos } else { joined };
         let earlier = |id: &NodeId| {
             let silent_at = frame.time_unix_nanos.saturating_sub(CLAIM_SECONDS * NANOS_PER_SECOND);
-            nodes.get(id).filter(|other| {
+            let other = if *id == frame.node { None } else { nodes.get(id) };
+            other.filter(|other| {
                 let claims = other.newest_unix_nanos > 0 && !other.retired;
                 let first = (other.joined_unix_nanos, &other.id) < (joined, &frame.node);
                 claims && first && other.newest_unix_nanos >= silent_at

@@ -53,11 +53,16 @@ pub(crate) struct Latest {
 
 impl Latest {
     /// Takes a gauge in, and notes the GPU of a GPU's energy. Other samples are left alone. `false` where
-    /// there is no room for more.
+    /// there is no room for another series.
     pub(crate) fn take(&mut self, mut sample: Sample) -> bool {
-        if self.gpus.len() > MAX_GPUS
-            || self.power_watts.len() + self.peak_flops.len() + self.filesystems.len() > MAX_SERIES
-        {
+        let of_gpu = sample.metric.labels.first() == Some(&"uuid");
+        let others = self.power_watts.len() + self.peak_flops.len() + self.filesystems.len();
+        let room = if of_gpu {
+            self.gpus.len() < MAX_GPUS || self.gpus.contains_key(sample.label(0))
+        } else {
+            others < MAX_SERIES
+        };
+        if !room {
             return false;
         }
         let value = sample.number();
@@ -135,6 +140,16 @@ mod tests {
         assert_eq!(latest.watts(|scope| scope == "gpu"), Some(250.0));
         assert_eq!(latest.watts(|_| false), None);
         assert_eq!(latest.filesystems["/"], Filesystem { used_bytes: Some(25.0), size_bytes: Some(100.0) });
+    }
+
+    #[test]
+    fn room_is_bounded() {
+        let mut latest = Latest::default();
+        let up = |index: usize| gauge(&metrics::GPU_UP, &[&index.to_string()], 1.0);
+        assert!((0..MAX_GPUS).all(|index| latest.take(up(index))));
+        assert!(!latest.take(up(MAX_GPUS)) && latest.take(up(0)), "GPUs that are known go on");
+        let size = |index: usize| gauge(&metrics::HOST_FILESYSTEM_SIZE, &[&index.to_string()], 1.0);
+        assert_eq!((0..2 * MAX_SERIES).filter(|index| latest.take(size(*index))).count(), MAX_SERIES);
     }
 
     #[test]

@@ -267,8 +267,11 @@ mod tests {
         }
         assert_eq!((cpu(&n), n.position, n.newest_unix_nanos), (10, Some(9), at(101.0)));
         assert_eq!(counts.rejected(Reason::SteppedBack), 1);
-        // A spool that begins anew is followed as well.
-        n.apply(frame(1, 102.0, [node_energy("cpu", 21)]), Some(1), Verdict::default(), 1, &mut counts);
+        // What was said before the clock went back, said again, is not news.
+        n.apply(frame(1, 1000.0, [node_energy("cpu", 10)]), Some(7), Verdict::default(), 1, &mut counts);
+        assert_eq!((cpu(&n), n.position), (10, Some(9)));
+        // A spool that begins anew is followed.
+        n.apply(frame(1, 1001.0, [node_energy("cpu", 21)]), Some(1), Verdict::default(), 1, &mut counts);
         assert_eq!((cpu(&n), n.position), (11, Some(1)));
     }
 

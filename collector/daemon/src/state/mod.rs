@@ -38,7 +38,7 @@ pub(crate) use frame::{NANOS_PER_SECOND, NodeFrame, Sample, Value};
 pub(crate) use history::HistoryPoint;
 pub(crate) use persist::{Checkpoint, PersistError, Record};
 pub(crate) use rollup::{GpuRollup, NodeRollup, Rollup, Storage, points};
-pub(crate) use sd::{Target, service_discovery};
+pub(crate) use sd::{SD_CONTENT_TYPE, Target, service_discovery};
 pub(crate) use telemetry::Telemetry;
 
 use hosts::Hosts;

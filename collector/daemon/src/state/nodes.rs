@@ -77,6 +77,8 @@ pub(crate) struct Node {
     pub(crate) joined_unix_nanos: u64,
     /// Time of its newest sample; 0 before the first.
     pub(crate) newest_unix_nanos: u64,
+    /// The latest time of all its samples: later than the newest one's after its clock went back.
+    pub(crate) furthest_unix_nanos: u64,
     /// Position of the newest frame of its spool that was received.
     pub(crate) position: Option<u64>,
     /// Gone for good: its joules count, it is no longer expected.
@@ -109,6 +111,7 @@ impl Node {
             host_fraction: 1.0,
             joined_unix_nanos: 0,
             newest_unix_nanos: 0,
+            furthest_unix_nanos: 0,
             position: None,
             retired: false,
             verdict: Verdict::default(),
@@ -182,6 +185,7 @@ impl Node {
         self.describe(&frame, verdict, counts);
 
         let before = std::mem::replace(&mut self.newest_unix_nanos, frame.time_unix_nanos);
+        self.furthest_unix_nanos = self.furthest_unix_nanos.max(frame.time_unix_nanos);
         if before == 0 {
             self.joined_unix_nanos = frame.time_unix_nanos;
         } else {
@@ -205,12 +209,16 @@ impl Node {
     }
 
     /// Frames are ordered by time. A frame with a later place in the spool than all before it, but an
-    /// earlier time, is the word of a clock that went back; one with an earlier place and a later time
-    /// comes from a spool that began anew.
+    /// earlier time, is the word of a clock that went back. One with an earlier place comes from a spool
+    /// that began anew if it is later than anything that was ever said; else it is a repetition from
+    /// before the clock went back.
     fn order(&self, frame: &NodeFrame, position: Option<u64>) -> Order {
         let behind = matches!((position, self.position), (Some(new), Some(newest)) if new < newest);
         let ahead = matches!((position, self.position), (Some(new), Some(newest)) if new > newest);
         match frame.time_unix_nanos.cmp(&self.newest_unix_nanos) {
+            std::cmp::Ordering::Greater if behind && frame.time_unix_nanos <= self.furthest_unix_nanos => {
+                Order::Late
+            }
             std::cmp::Ordering::Greater if behind => Order::SteppedBack,
             std::cmp::Ordering::Greater => Order::Newer,
             std::cmp::Ordering::Equal => Order::SameInstant,

@@ -77,7 +77,8 @@ pub(crate) struct Checkpoint {
     /// For the next checkpoint's `since`, once this one is committed. If it is not, the next one takes
     /// the earlier sequence again.
     pub(crate) sequence: u64,
-    /// Spool positions of the nodes that changed: durable once this is committed.
+    /// Spool positions of the nodes that changed: durable once this is committed. Those of a checkpoint
+    /// of everything, taken right after a restore, are all that are durable already.
     pub(crate) positions: Vec<(NodeId, u64)>,
 }
 

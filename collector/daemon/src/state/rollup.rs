@@ -146,33 +146,15 @@ impl State {
             }
         }
 
-        self.add_compute(&mut rollup, &fresh);
+        let dominant = self.dominant_precision();
+        add_compute(&mut rollup, &fresh, dominant);
         rollup.device_utilization_ratio = device_utilization(&fresh);
         rollup.storage = storage(&fresh);
         let Storage { used_bytes, size_bytes, .. } = rollup.storage;
         rollup.storage_capacity_ratio = efficiency::storage_capacity_ratio(used_bytes, size_bytes);
         rollup.objective_ratio = efficiency::objective_ratio(rollup.mfu_ratio, rollup.storage_capacity_ratio);
-        let dominant = self.dominant_precision();
         rollup.nodes = self.nodes.values().map(|node| node.rollup(now_unix_nanos, dominant)).collect();
         rollup
-    }
-
-    fn add_compute(&self, rollup: &mut Rollup, fresh: &[&Node]) {
-        let dominant = self.dominant_precision();
-        let mut all = Window { joules: 0.0, flops: 0.0, seconds: 0.0 };
-        let mut peak_flop_seconds = Some(0.0);
-        let mut peak_flops = (!fresh.is_empty()).then_some(0.0);
-        for node in fresh {
-            let window = node.window();
-            let peak = node.peak_flops(dominant);
-            all.joules += window.joules;
-            all.flops += window.flops;
-            peak_flops = peak_flops.zip(peak).map(|(sum, peak)| sum + peak);
-            peak_flop_seconds = peak_flop_seconds.zip(peak).map(|(sum, peak)| sum + peak * window.seconds);
-        }
-        rollup.peak_flops = peak_flops;
-        rollup.mfu_ratio = efficiency::mfu_ratio(all.flops, peak_flop_seconds);
-        rollup.flops_per_joule = efficiency::flops_per_joule(all.flops, all.joules);
     }
 
     /// The precision that most nodes last worked in: idle nodes are measured against their peak at it.
@@ -262,6 +244,24 @@ impl Node {
         });
         gpus.collect()
     }
+}
+
+/// MFU, peaks and FLOP/J of the last minute.
+fn add_compute(rollup: &mut Rollup, fresh: &[&Node], dominant: &str) {
+    let mut all = Window { joules: 0.0, flops: 0.0, seconds: 0.0 };
+    let mut peak_flop_seconds = Some(0.0);
+    let mut peak_flops = (!fresh.is_empty()).then_some(0.0);
+    for node in fresh {
+        let window = node.window();
+        let peak = node.peak_flops(dominant);
+        all.joules += window.joules;
+        all.flops += window.flops;
+        peak_flops = peak_flops.zip(peak).map(|(sum, peak)| sum + peak);
+        peak_flop_seconds = peak_flop_seconds.zip(peak).map(|(sum, peak)| sum + peak * window.seconds);
+    }
+    rollup.peak_flops = peak_flops;
+    rollup.mfu_ratio = efficiency::mfu_ratio(all.flops, peak_flop_seconds);
+    rollup.flops_per_joule = efficiency::flops_per_joule(all.flops, all.joules);
 }
 
 /// Mean over the compute devices: a node's own GPUs, or else its host's CPU, each host's once.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 /// `Content-Type` that Prometheus demands of the answer.
-pub(crate) const CONTENT_TYPE: &str = "application/json";
+pub(crate) const SD_CONTENT_TYPE: &str = "application/json";
 
 /// An agent that may be scraped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -46,6 +46,8 @@ pub(super) struct StoredNode {
     gpus: Vec<String>,
     #[prost(message, repeated, tag = "15")]
     peaks: Vec<StoredPeak>,
+    #[prost(uint64, tag = "16")]
+    furthest_unix_nanos: u64,
 }
 
 /// A counter of microjoules: of a scope or of a GPU.
@@ -131,6 +133,7 @@ impl StoredNode {
             precision: node.precision.as_deref().map(String::from),
             gpus: strings(&mut node.latest.gpus.keys()),
             peaks: peaks.collect(),
+            furthest_unix_nanos: node.furthest_unix_nanos,
         }
     }
 
@@ -142,6 +145,7 @@ impl StoredNode {
         node.host_fraction = self.host_fraction;
         node.joined_unix_nanos = self.joined_unix_nanos;
         node.newest_unix_nanos = self.newest_unix_nanos;
+        node.furthest_unix_nanos = self.furthest_unix_nanos;
         node.position = self.position;
         node.retired = self.retired;
         let foreign_gpus = self.foreign_gpus.into_iter().map(Box::from).collect();

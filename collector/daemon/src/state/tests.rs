@@ -237,18 +237,21 @@ struct Push {
     microjoules: [u32; 2],
     flops: u32,
     restarted: bool,
+    stepped_back: bool,
     peak: u8,
 }
 
 fn pushes() -> impl Strategy<Value = Vec<Push>> {
     let millis = prop_oneof![8 => 100u32..3000, 1 => 3000u32..500_000];
-    let push = (1u32..=4, millis, any::<[u32; 2]>(), any::<u32>(), prop::bool::weighted(0.05), 1u8..3);
-    let push = push.prop_map(|(node, millis, microjoules, flops, restarted, peak)| Push {
+    let rarely = || prop::bool::weighted(0.05);
+    let push = (1u32..=4, millis, any::<[u32; 2]>(), any::<u32>(), rarely(), rarely(), 1u8..3);
+    let push = push.prop_map(|(node, millis, microjoules, flops, restarted, stepped_back, peak)| Push {
         node,
         millis,
         microjoules,
         flops,
         restarted,
+        stepped_back,
         peak,
     });
     prop::collection::vec(push, 1..80)
@@ -267,7 +270,12 @@ fn frames(pushes: &[Push]) -> Vec<(NodeFrame, u64)> {
     let mut agents: HashMap<u32, Agent> = HashMap::new();
     let make = |push: &Push| {
         let agent = agents.entry(push.node).or_insert_with(|| Agent { started: -50.0, ..Agent::default() });
-        agent.seconds += f64::from(push.millis) / 1e3;
+        let elapsed = f64::from(push.millis) / 1e3;
+        agent.seconds = if push.stepped_back && agent.seconds > 2.0 * elapsed {
+            agent.seconds - elapsed
+        } else {
+            agent.seconds + elapsed
+        };
         agent.position += 1;
         if push.restarted {
             agent.joules = [0; 2];

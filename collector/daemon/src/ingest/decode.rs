@@ -1,6 +1,6 @@
 //! A push's bytes to typed frames.
 //!
-//! The reference decoder: prost, behind the bounds of [`shape`](super::shape). A faster walk over the
+//! The reference decoder: prost, behind the bounds of [`shape`]. A faster walk over the
 //! raw bytes can take its place behind [`Decoder::decode`], and is then compared with it.
 //!
 //! Invariants: never panics; allocates no more than the bounds allow; each point becomes a sample or is

@@ -5,6 +5,7 @@
 //! single shards without choosing anew.
 
 pub mod assign;
+pub mod efficiency;
 pub mod plan;
 pub mod profile;
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wattmill_protocol::{Energy, NodeId, Source};
 
-use super::counter::{Cumulative, Step};
+use super::counter::Cumulative;
 use super::counts::{Counts, Reason};
 use super::frame::NodeFrame;
 use super::latest::Latest;

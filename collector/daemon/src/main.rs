@@ -1,3 +1,115 @@
 //! `wattmill-collector`: the cluster's daemon.
+//!
+//! `ingest` → `state` → `core` (state machine, planner) → sessions of nodes; `store` and `blobs` are
+//! durable, `api` is the edge. `main` only wires.
 
-fn main() {}
+mod api;
+mod app;
+mod blobs;
+mod config;
+mod core;
+mod ingest;
+mod reduce;
+mod state;
+mod store;
+
+use std::error::Error;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use wattmill_protocol::exit;
+
+use crate::config::{Config, LogFormat};
+
+/// The cluster's daemon: takes in telemetry, plans, and trains jobs on the agents that connect.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 fine, 1 failure while running, 64 usage, 78 bad configuration."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Configuration file; drop-ins are read from conf.d/collector*.toml beside it
+    /// [default: /etc/wattmill/collector.toml where it exists].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground.
+    Run,
+    /// Check the configuration, the state folder and the ports, and say what is wrong.
+    Check,
+    /// Create the database, or bring it to this version.
+    Migrate,
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no mistakes; printing to a closed terminal is none of ours.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let config = match Config::load(arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return fail(exit::CONFIG, &error),
+    };
+    start_log(config.log.format);
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(exit::FAILURE, &error),
+    };
+    let outcome = match arguments.command {
+        Command::Run => runtime.block_on(app::run(config)),
+        Command::Check => runtime.block_on(check(&config)),
+        Command::Migrate => runtime.block_on(async { app::open(&config).await.map(drop) }),
+    };
+    match outcome {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(error) => fail(exit::FAILURE, &error),
+    }
+}
+
+async fn check(config: &Config) -> Result<(), app::AppError> {
+    let (store, _) = app::open(config).await?;
+    println!("configuration  ok");
+    println!("state          {} (cluster {})", config.state_dir.display(), store.cluster().await?);
+    println!("gRPC           {}", config.listen_grpc);
+    println!("HTTP           {}", config.listen_http);
+    Ok(())
+}
+
+fn fail(code: u8, error: &dyn Error) -> ExitCode {
+    eprintln!("wattmill-collector: {}", describe(error));
+    ExitCode::from(code)
+}
+
+/// An error and all its causes on one line.
+pub(crate) fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    match format {
+        LogFormat::Text => log.with_ansi(colours).with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

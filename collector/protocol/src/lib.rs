@@ -19,7 +19,7 @@ pub mod v1 {
 }
 
 pub use energy::{Energy, Source};
-pub use ids::{Hash, JobId, NodeId, Token};
+pub use ids::{Hash, InvalidId, JobId, NodeId, Token};
 
 /// Version of the contract between agents and collectors. N and N−1 work together.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -49,23 +49,22 @@ pub struct Installed {
     pub socket: PathBuf,
 }
 
-/// The library that cargo built: beside the running test (`target/PROFILE/deps`) or program (`target/PROFILE`).
-/// Cargo builds it for every package that has `nvml-fake` among its (dev-)dependencies.
+/// The library that cargo built, in `target/PROFILE/deps`, found from the running test (there too) or program
+/// (in `target/PROFILE`). Cargo builds it for every package that has `nvml-fake` among its (dev-)dependencies.
 ///
 /// # Errors
 /// It is not there.
 pub fn locate() -> Result<PathBuf, LibraryError> {
     let program = env::current_exe().map_err(|source| file(Path::new("current program"), source))?;
-    let mut tried = Vec::new();
-    for folder in program.ancestors().skip(1).take(2) {
-        for path in [folder.join(BUILT_NAME), folder.join("deps").join(BUILT_NAME)] {
-            if path.is_file() {
-                return Ok(path);
-            }
-            tried.push(path);
-        }
-    }
-    Err(LibraryError::NotBuilt { tried })
+    let tried = candidates(&program);
+    tried.iter().find(|path| path.is_file()).cloned().ok_or(LibraryError::NotBuilt { tried })
+}
+
+/// Where the library may be, seen from a program. `deps` goes before `target/PROFILE`: each build refreshes it,
+/// while the copy outside is only that of the last `cargo build` of this very package and may be old.
+fn candidates(program: &Path) -> Vec<PathBuf> {
+    let folders = program.ancestors().skip(1).take(2);
+    folders.flat_map(|folder| [folder.join("deps").join(BUILT_NAME), folder.join(BUILT_NAME)]).collect()
 }
 
 /// Copies the library into `folder` under the name that programs load, with `config` beside it. The control
@@ -113,4 +112,28 @@ fn hide_symbol(bytes: &mut [u8], symbol: &str) -> Result<(), LibraryError> {
 
 fn file(path: &Path, source: io::Error) -> LibraryError {
     LibraryError::File { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_that_each_build_refreshes_comes_first() {
+        let place = |program: &str, path: &str| {
+            candidates(Path::new(program)).iter().position(|tried| tried == Path::new(path)).unwrap()
+        };
+        for program in ["/t/debug/agent", "/t/debug/deps/agent-0123"] {
+            let (fresh, copy) = ("/t/debug/deps/libnvidia_ml.so", "/t/debug/libnvidia_ml.so");
+            assert!(place(program, fresh) < place(program, copy), "{program}");
+        }
+    }
+
+    #[test]
+    fn only_a_whole_name_is_hidden() {
+        let mut table = b"\0nvmlInit\0nvmlInit_v2\0".to_vec();
+        hide_symbol(&mut table, "nvmlInit").unwrap();
+        assert_eq!(table, b"\0XvmlInit\0nvmlInit_v2\0");
+        assert!(matches!(hide_symbol(&mut table, "nvmlInit"), Err(LibraryError::NoSymbol(_))));
+    }
 }

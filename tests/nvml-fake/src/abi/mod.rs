@@ -2,7 +2,7 @@
 //!
 //! A function checks its pointers, asks the [`crate::machine`] under the [`driver`]'s lock and clock, and
 //! writes the answer out. Types and constants come from `nvml-wrapper-sys`, which is generated from NVIDIA's
-//! header, so layouts are right by construction; [`signatures`] holds each signature against the same source.
+//! header, so layouts are right by construction; the test in `signatures` holds each signature against the same source.
 
 #![allow(unsafe_code, reason = "a C interface: pointers come from the caller")]
 #![allow(non_snake_case, reason = "NVML's names")]

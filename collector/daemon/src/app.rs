@@ -1,0 +1,256 @@
+//! The program: its tasks, its start and its orderly end.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use wattmill_protocol::{MAX_CONTROL_MESSAGE_BYTES, v1};
+
+use crate::api::control::Control;
+use crate::api::http::{self, Pages};
+use crate::api::parameters::Parameters;
+use crate::blobs::{BlobError, Blobs};
+use crate::config::Config;
+use crate::core::{Command, Core, Handle};
+use crate::ingest::{Ingest, MetricsService};
+use crate::state::{PersistError, Rollup, Telemetry};
+use crate::store::{Sqlite, StoreError};
+
+/// How often telemetry is made durable.
+const CHECKPOINT: Duration = Duration::from_secs(10);
+/// How often the cluster's figures are computed.
+const ROLLUP: Duration = Duration::from_secs(1);
+/// How long the end may take.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A collector that cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppError {
+    /// The state folder cannot be made.
+    #[error("cannot make the state folder {}; set `state_dir`, or give this user the right", path.display())]
+    StateDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A port cannot be listened on.
+    #[error("cannot listen on {address} ({key}); is another collector running? `{key}` sets another address")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The key that sets it.
+        key: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The blobs cannot be used.
+    #[error(transparent)]
+    Blobs(#[from] BlobError),
+    /// Stored telemetry cannot be read back.
+    #[error("the stored telemetry cannot be read back")]
+    Telemetry(#[from] PersistError),
+    /// The gRPC server failed.
+    #[error("the gRPC server failed")]
+    Grpc(#[from] tonic::transport::Error),
+    /// The operating system refused.
+    #[error("the operating system refused")]
+    Os(#[from] std::io::Error),
+    /// A task ended before its time.
+    #[error("task {0} ended unexpectedly")]
+    Task(&'static str),
+}
+
+/// Opens the store and the blobs of a state folder, making them where they are absent.
+pub(crate) async fn open(config: &Config) -> Result<(Sqlite, Blobs), AppError> {
+    let path = &config.state_dir;
+    std::fs::create_dir_all(path).map_err(|source| AppError::StateDir { path: path.clone(), source })?;
+    let blobs = Blobs::open(&path.join("blobs"), config.limits.staged_bytes)?;
+    Ok((Sqlite::open(&path.join("collector.db")).await?, blobs))
+}
+
+/// Runs until a signal or a failure.
+pub(crate) async fn run(config: Config) -> Result<(), AppError> {
+    // Ports first: a second collector ends before it touches the first one's state.
+    let grpc = listen(config.listen_grpc, "listen_grpc").await?;
+    let web = listen(config.listen_http, "listen_http").await?;
+    if config.insecure {
+        tracing::warn!("insecure = true: everything is served in clear text");
+    }
+    let (store, blobs) = open(&config).await?;
+    let telemetry = Arc::new(Telemetry::restore(store.telemetry().await?)?);
+    let durable = telemetry.checkpoint(None);
+    let (rollup, rollups) = watch::channel(Arc::new(telemetry.rollup(unix_nanos())));
+    let blobs = Arc::new(blobs);
+    let (core, handle) = Core::recover(
+        store.share(),
+        Arc::clone(&blobs),
+        Arc::clone(&telemetry),
+        rollups.clone(),
+        durable.positions,
+        config.leases.into(),
+    )
+    .await?;
+    let orphans = blobs.collect_orphans(&core.blobs_in_use())?;
+    let (grpc_address, http_address) = (grpc.local_addr()?, web.local_addr()?);
+    tracing::info!(%grpc_address, %http_address, state_dir = %config.state_dir.display(), orphans, "collector started");
+
+    let stop = CancellationToken::new();
+    let ingest = Arc::new(Ingest::new(Arc::clone(&telemetry)));
+    let pages = Pages { core: handle.clone(), telemetry: Arc::clone(&telemetry), rollups };
+    let mut tasks: JoinSet<(&'static str, Result<(), AppError>)> = JoinSet::new();
+    tasks.spawn(named("core", {
+        let stop = stop.clone();
+        async move { core.run(stop).await.map_err(AppError::from) }
+    }));
+    tasks.spawn(named("roll-up", roll_up(Arc::clone(&telemetry), rollup, stop.clone())));
+    tasks.spawn(named(
+        "checkpoint",
+        checkpoint(Arc::clone(&telemetry), store.share(), durable.sequence, handle.clone(), stop.clone()),
+    ));
+    tasks.spawn(named("http", {
+        let (router, stop) = (http::router(pages, Arc::clone(&ingest)), stop.clone());
+        async move { Ok(axum::serve(web, router).with_graceful_shutdown(stop.cancelled_owned()).await?) }
+    }));
+    let control = Control::new(handle.clone(), Arc::clone(&telemetry), stop.clone());
+    tasks.spawn(named("grpc", {
+        let parameters = Parameters::new(blobs, handle.live);
+        serve_grpc(grpc, ingest, control, parameters, stop.clone())
+    }));
+    notify(&[sd_notify::NotifyState::Ready]);
+    let outcome = supervise(&mut tasks, &stop).await;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    let drained = tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!("some tasks did not end in time");
+    }
+    store.close().await;
+    tracing::info!("collector stopped");
+    outcome
+}
+
+async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, key, source })
+}
+
+async fn named(
+    name: &'static str,
+    task: impl Future<Output = Result<(), AppError>>,
+) -> (&'static str, Result<(), AppError>) {
+    (name, task.await)
+}
+
+/// Waits for a signal, or for a task that ends before its time.
+async fn supervise(
+    tasks: &mut JoinSet<(&'static str, Result<(), AppError>)>,
+    stop: &CancellationToken,
+) -> Result<(), AppError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = tasks.join_next() => {
+            stop.cancel();
+            match ended {
+                Some(Ok((_, Err(error)))) => Err(error),
+                Some(Ok((name, Ok(())))) => Err(AppError::Task(name)),
+                Some(Err(_)) | None => Err(AppError::Task("(panicked)")),
+            }
+        }
+    }
+}
+
+async fn serve_grpc(
+    listener: TcpListener,
+    ingest: Arc<Ingest>,
+    control: Control,
+    parameters: Parameters,
+    stop: CancellationToken,
+) -> Result<(), AppError> {
+    let control =
+        v1::control_server::ControlServer::new(control).max_decoding_message_size(MAX_CONTROL_MESSAGE_BYTES);
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let served = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .add_service(MetricsService::new(ingest))
+        .add_service(control)
+        .add_service(v1::parameters_server::ParametersServer::new(parameters))
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    // Sessions are long streams that a graceful end would wait for: agents open new ones by themselves.
+    tokio::select! {
+        served = served => Ok(served?),
+        () = async { stop.cancelled().await; tokio::time::sleep(Duration::from_millis(500)).await } => Ok(()),
+    }
+}
+
+async fn roll_up(
+    telemetry: Arc<Telemetry>,
+    rollup: watch::Sender<Arc<Rollup>>,
+    stop: CancellationToken,
+) -> Result<(), AppError> {
+    let mut ticks = tokio::time::interval(ROLLUP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        rollup.send_replace(Arc::new(telemetry.rollup(unix_nanos())));
+    }
+    Ok(())
+}
+
+/// Makes telemetry durable, tells nodes how far, and does it once more at the end.
+async fn checkpoint(
+    telemetry: Arc<Telemetry>,
+    store: Sqlite,
+    mut sequence: u64,
+    core: Handle,
+    stop: CancellationToken,
+) -> Result<(), AppError> {
+    let mut ticks = tokio::time::interval(CHECKPOINT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let going_on = stop.run_until_cancelled(ticks.tick()).await.is_some();
+        let checkpoint = telemetry.checkpoint(Some(sequence));
+        match store.put_telemetry(&checkpoint.records).await {
+            Ok(()) => {
+                sequence = checkpoint.sequence;
+                // The core is gone only when the program ends.
+                drop(core.commands.send(Command::Durable { positions: checkpoint.positions }).await);
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = crate::describe(&error),
+                    "telemetry is not durable; tried again in 10 s"
+                );
+            }
+        }
+        if !going_on {
+            return Ok(());
+        }
+    }
+}
+
+/// Tells systemd how it stands, where there is one.
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd was not told");
+    }
+}
+
+fn unix_nanos() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,231 @@
+//! Content-addressed blobs: gradients wait in memory for their round, parameters and optimizer state lie
+//! in files.
+//!
+//! Invariants: a blob's name is its SHA-256 and is checked whenever it enters or is read from disk; a
+//! file appears under its name whole or not at all, and is durable when [`Blobs::persist`] returns; what
+//! waits in memory is bounded.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use wattmill_protocol::Hash;
+
+/// A blob that cannot be kept or found.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BlobError {
+    /// The bytes are not what their name says.
+    #[error("the bytes hash to {found}, not to {named}")]
+    Mismatch {
+        /// The name.
+        named: Hash,
+        /// The bytes' hash.
+        found: Hash,
+    },
+    /// Too many bytes wait already.
+    #[error("{waiting} bytes of results wait for their rounds; at most {limit} may")]
+    Full {
+        /// Bytes that wait.
+        waiting: u64,
+        /// How many may.
+        limit: u64,
+    },
+    /// Nobody has it.
+    #[error("blob {0} is not here")]
+    Missing(Hash),
+    /// The disk refused.
+    #[error("{}: {doing} failed", path.display())]
+    Io {
+        /// What was done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[derive(Default)]
+struct Memory {
+    staged: HashMap<Hash, Bytes>,
+    staged_bytes: u64,
+    /// Durable blobs that jobs use now: every shard of a round fetches the same parameters.
+    recent: HashMap<Hash, Bytes>,
+}
+
+/// All blobs of a collector.
+pub(crate) struct Blobs {
+    folder: PathBuf,
+    staged_limit: u64,
+    memory: Mutex<Memory>,
+}
+
+impl Blobs {
+    /// Opens the folder, making it where it is absent.
+    pub(crate) fn open(folder: &Path, staged_limit: u64) -> Result<Self, BlobError> {
+        fs::create_dir_all(folder).map_err(failed("making the folder", folder))?;
+        Ok(Self { folder: folder.to_owned(), staged_limit, memory: Mutex::default() })
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        // A panic while the lock is held leaves maps that are still maps.
+        self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Keeps a shard's blob in memory until its round is committed.
+    pub(crate) fn stage(&self, named: Hash, bytes: Bytes) -> Result<(), BlobError> {
+        let found = Hash::of(&bytes);
+        if found != named {
+            return Err(BlobError::Mismatch { named, found });
+        }
+        let mut memory = self.memory();
+        if memory.staged.contains_key(&named) {
+            return Ok(());
+        }
+        let waiting = memory.staged_bytes;
+        if waiting + bytes.len() as u64 > self.staged_limit {
+            return Err(BlobError::Full { waiting, limit: self.staged_limit });
+        }
+        memory.staged_bytes += bytes.len() as u64;
+        memory.staged.insert(named, bytes);
+        Ok(())
+    }
+
+    /// Whether a blob is here, in memory or on disk.
+    pub(crate) fn has(&self, hash: Hash) -> bool {
+        let memory = self.memory();
+        memory.staged.contains_key(&hash) || memory.recent.contains_key(&hash) || self.path(hash).exists()
+    }
+
+    /// Makes a blob durable and returns its name.
+    pub(crate) fn persist(&self, bytes: Bytes) -> Result<Hash, BlobError> {
+        let hash = Hash::of(&bytes);
+        let path = self.path(hash);
+        if !path.exists() {
+            let partial = path.with_extension("partial");
+            let mut file = File::create(&partial).map_err(failed("creating", &partial))?;
+            file.write_all(&bytes).map_err(failed("writing", &partial))?;
+            file.sync_data().map_err(failed("syncing", &partial))?;
+            fs::rename(&partial, &path).map_err(failed("renaming", &partial))?;
+            File::open(&self.folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(failed("syncing", &self.folder))?;
+        }
+        self.memory().recent.insert(hash, bytes);
+        Ok(hash)
+    }
+
+    /// A blob's bytes.
+    pub(crate) fn read(&self, hash: Hash) -> Result<Bytes, BlobError> {
+        {
+            let memory = self.memory();
+            if let Some(bytes) = memory.staged.get(&hash).or_else(|| memory.recent.get(&hash)) {
+                return Ok(bytes.clone());
+            }
+        }
+        let path = self.path(hash);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => Bytes::from(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BlobError::Missing(hash)),
+            Err(source) => return Err(failed("reading", &path)(source)),
+        };
+        let found = Hash::of(&bytes);
+        if found != hash {
+            let aside = path.with_extension("corrupt");
+            tracing::error!(file = %path.display(), kept = %aside.display(), "a blob is corrupt: set aside");
+            fs::rename(&path, &aside).map_err(failed("setting aside", &path))?;
+            return Err(BlobError::Mismatch { named: hash, found });
+        }
+        self.memory().recent.insert(hash, bytes.clone());
+        Ok(bytes)
+    }
+
+    /// Drops blobs that nothing names any more.
+    pub(crate) fn retire(&self, hashes: &[Hash]) {
+        for &hash in hashes {
+            {
+                let mut memory = self.memory();
+                if let Some(bytes) = memory.staged.remove(&hash) {
+                    memory.staged_bytes -= bytes.len() as u64;
+                }
+                memory.recent.remove(&hash);
+            }
+            let path = self.path(hash);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(file = %path.display(), %error, "cannot remove a retired blob");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Removes files that no job uses: what a crash between blob and manifest left behind.
+    pub(crate) fn collect_orphans(&self, in_use: &BTreeSet<Hash>) -> Result<usize, BlobError> {
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.folder).map_err(failed("listing", &self.folder))? {
+            let path = entry.map_err(failed("listing", &self.folder))?.path();
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let orphan = match name.parse::<Hash>() {
+                Ok(hash) => !in_use.contains(&hash),
+                Err(_) => name.ends_with(".partial"),
+            };
+            if orphan {
+                fs::remove_file(&path).map_err(failed("removing", &path))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn path(&self, hash: Hash) -> PathBuf {
+        self.folder.join(hash.to_string())
+    }
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> BlobError {
+    let path = path.to_owned();
+    move |source| BlobError::Io { doing, path: path.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blobs_are_checked_bounded_and_collected() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path(), 10).unwrap();
+        let bytes = Bytes::from_static(b"12345678");
+        let hash = Hash::of(&bytes);
+        assert!(matches!(blobs.stage(Hash::of(b"x"), bytes.clone()), Err(BlobError::Mismatch { .. })));
+        blobs.stage(hash, bytes.clone()).unwrap();
+        blobs.stage(hash, bytes.clone()).unwrap();
+        let other = Bytes::from_static(b"abc");
+        assert!(matches!(blobs.stage(Hash::of(&other), other.clone()), Err(BlobError::Full { .. })));
+        blobs.retire(&[hash]);
+        blobs.stage(Hash::of(&other), other).unwrap();
+        assert!(matches!(blobs.read(hash), Err(BlobError::Missing(_))));
+
+        let kept = blobs.persist(bytes.clone()).unwrap();
+        let orphan = blobs.persist(Bytes::from_static(b"orphan")).unwrap();
+        let again = Blobs::open(folder.path(), 10).unwrap();
+        assert_eq!(again.collect_orphans(&BTreeSet::from([kept])).unwrap(), 1);
+        assert_eq!(again.read(kept).unwrap(), bytes);
+        assert!(!again.has(orphan));
+    }
+
+    #[test]
+    fn a_corrupt_file_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let hash = Blobs::open(folder.path(), 10).unwrap().persist(Bytes::from_static(b"good")).unwrap();
+        fs::write(folder.path().join(hash.to_string()), b"evil").unwrap();
+        let blobs = Blobs::open(folder.path(), 10).unwrap();
+        assert!(matches!(blobs.read(hash), Err(BlobError::Mismatch { .. })));
+        assert_eq!(fs::read(folder.path().join(format!("{hash}.corrupt"))).unwrap(), b"evil");
+    }
+}

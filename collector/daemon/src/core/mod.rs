@@ -1,0 +1,374 @@
+//! The core loop: one task owns the state machine, and nothing else touches it.
+//!
+//! Commands come in, are applied, their writes are committed in one transaction, and only then are the
+//! effects carried out. A store that refuses is tried again; effects wait, nothing is forgotten.
+//! Invariant: what a node or a user was told is durable.
+
+mod command;
+mod planner;
+mod report;
+mod sessions;
+pub(crate) mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use wattmill_protocol::{Energy, JobId, NodeId, Token, v1};
+use wattmill_scheduler::{Plan, Profiles};
+use wattmill_work::store::Store;
+use wattmill_work::{Effect, Event, Now, Report, ReportOutcome, Work, Write};
+
+use crate::blobs::Blobs;
+use crate::reduce;
+use crate::state::{Rollup, Telemetry};
+use crate::store::{Sqlite, StoreError};
+
+pub(crate) use command::{Command, OpenRefused, Shard};
+use sessions::Sessions;
+use view::View;
+
+/// Commands that wait for the core.
+const COMMANDS: usize = 1024;
+/// Commands that share one transaction.
+const BATCH: usize = 256;
+/// How often time passes for the state machine.
+const TICK: Duration = Duration::from_millis(100);
+/// Ticks between two looks at the whole cluster by the planner.
+const TICKS_PER_PLAN: u32 = 10;
+/// Pause before a refused transaction is tried again.
+const STORE_RETRY: Duration = Duration::from_millis(500);
+
+/// Tokens under which blobs may be stored now.
+pub(crate) type LiveTokens = Arc<RwLock<BTreeSet<Token>>>;
+
+/// What others use of the core.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) views: watch::Receiver<Arc<View>>,
+    pub(crate) live: LiveTokens,
+}
+
+/// The state machine and all that it needs.
+pub(crate) struct Core {
+    work: Work,
+    store: Sqlite,
+    blobs: Arc<Blobs>,
+    telemetry: Arc<Telemetry>,
+    rollups: watch::Receiver<Arc<Rollup>>,
+    started: Instant,
+    cluster: String,
+    sessions: Sessions,
+    profiles: Profiles,
+    plan: Plan,
+    ticks: u32,
+    /// Joules of the cluster when each job was submitted, while this collector runs.
+    energy_at_submission: BTreeMap<JobId, Energy>,
+    energy_at_end: BTreeMap<JobId, Energy>,
+    /// Positions of the nodes' spools that survive a crash.
+    durable: BTreeMap<NodeId, u64>,
+    commits: u64,
+    store_errors: u64,
+    plan_seconds: f64,
+    pending_writes: Vec<Write>,
+    pending_effects: Vec<Effect>,
+    commands: mpsc::Receiver<Command>,
+    to_self: mpsc::WeakSender<Command>,
+    views: watch::Sender<Arc<View>>,
+    live: LiveTokens,
+}
+
+impl Core {
+    /// Recovers the state from the store and takes a new generation.
+    pub(crate) async fn recover(
+        mut store: Sqlite,
+        blobs: Arc<Blobs>,
+        telemetry: Arc<Telemetry>,
+        rollups: watch::Receiver<Arc<Rollup>>,
+        durable: Vec<(NodeId, u64)>,
+        settings: wattmill_work::Settings,
+    ) -> Result<(Self, Handle), StoreError> {
+        let started = Instant::now();
+        let cluster = store.cluster().await?;
+        let stored = store.load().await?;
+        let (work, writes) = Work::recover(stored, settings, now(started));
+        store.commit(&writes).await?;
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let (views, view) = watch::channel(Arc::new(View::default()));
+        let live = LiveTokens::default();
+        let handle = Handle { commands: sender.clone(), views: view, live: Arc::clone(&live) };
+        let core = Self {
+            work,
+            store,
+            blobs,
+            telemetry,
+            rollups,
+            started,
+            cluster,
+            sessions: Sessions::default(),
+            profiles: Profiles::default(),
+            plan: Plan::default(),
+            ticks: 0,
+            energy_at_submission: BTreeMap::new(),
+            energy_at_end: BTreeMap::new(),
+            durable: durable.into_iter().collect(),
+            commits: 0,
+            store_errors: 0,
+            plan_seconds: 0.0,
+            pending_writes: Vec::new(),
+            pending_effects: Vec::new(),
+            commands,
+            to_self: sender.downgrade(),
+            views,
+            live,
+        };
+        Ok((core, handle))
+    }
+
+    /// Every blob that the recovered jobs need.
+    pub(crate) fn blobs_in_use(&self) -> BTreeSet<wattmill_protocol::Hash> {
+        self.work.blobs_in_use()
+    }
+
+    /// Runs until cancelled; the last writes are committed then.
+    pub(crate) async fn run(mut self, cancelled: CancellationToken) -> Result<(), StoreError> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.publish();
+        loop {
+            let mut ticked = false;
+            tokio::select! {
+                biased;
+                () = cancelled.cancelled() => break,
+                _ = ticks.tick() => {
+                    ticked = true;
+                    let peak_flops = self.rollups.borrow().peak_flops;
+                    self.apply(Event::Tick { peak_flops });
+                    self.ticks += 1;
+                }
+                command = self.commands.recv() => match command {
+                    Some(command) => self.take(command),
+                    None => break,
+                },
+            }
+            for _ in 1..BATCH {
+                let Ok(command) = self.commands.try_recv() else { break };
+                self.take(command);
+            }
+            if ticked && self.ticks.is_multiple_of(TICKS_PER_PLAN) {
+                self.replan();
+            }
+            self.grant();
+            self.commit(&cancelled).await?;
+            self.perform();
+            if ticked || !self.sessions.waiting.is_empty() {
+                self.publish();
+            }
+            self.sessions.answer();
+        }
+        self.commit(&cancelled).await
+    }
+
+    fn now(&self) -> Now {
+        now(self.started)
+    }
+
+    fn apply(&mut self, event: Event) {
+        let now = self.now();
+        let (writes, effects) = self.work.apply(event, now);
+        self.pending_writes.extend(writes);
+        self.pending_effects.extend(effects);
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Event(event) => self.apply(event),
+            Command::Close { node, session } => {
+                self.sessions.close(&node, session);
+                self.apply(Event::Closed { node, session });
+            }
+            Command::Open { hello, sender, reply } => self.open(*hello, sender, reply),
+            Command::Report { node, report, shard } => self.report(node, *report, &shard),
+            Command::Submit { spec, key, reply } => {
+                let id = match self.work.job_of_key(&key) {
+                    Some(job) => job.id.clone(),
+                    None => self.submit(spec, key),
+                };
+                // The answer waits for the commit; a user who left does not read it.
+                self.sessions.waiting.push(Box::new(move || {
+                    let _ = reply.send(id);
+                }));
+            }
+            Command::Cancel { job, reply } => {
+                let known = self.work.job(&job).is_some();
+                self.apply(Event::Cancelled { job });
+                self.sessions.waiting.push(Box::new(move || {
+                    // A user who left does not read it.
+                    let _ = reply.send(known);
+                }));
+            }
+            Command::EnergyReport { job, reply } => {
+                drop(reply.send(self.energy_report(&job)));
+            }
+            Command::Durable { positions } => {
+                for (node, position) in positions {
+                    self.durable.insert(node.clone(), position);
+                    let durable = v1::to_node::Kind::SpoolDurable(v1::SpoolDurable { position });
+                    self.sessions.send(&node, durable);
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, spec: Arc<wattmill_protocol::job::Job>, key: String) -> JobId {
+        let id = self.new_id(&spec.name);
+        tracing::info!(job = %id, name = %spec.name, parameters = spec.parameters(), "job submitted");
+        self.energy_at_submission.insert(id.clone(), self.cluster_energy());
+        self.apply(Event::Submitted { job: id.clone(), spec, key });
+        self.replan();
+        id
+    }
+
+    /// A free identity that reads like the job's name.
+    fn new_id(&self, name: &str) -> JobId {
+        let mut slug: String = name
+            .to_lowercase()
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .take(48)
+            .collect();
+        slug = slug.trim_matches('-').to_owned();
+        if slug.is_empty() {
+            slug.push_str("job");
+        }
+        let mut numbers = 1u64..;
+        loop {
+            let number = numbers.next().unwrap_or(u64::MAX);
+            if let Ok(id) = format!("{slug}-{number}").parse()
+                && self.work.job(&id).is_none()
+            {
+                return id;
+            }
+        }
+    }
+
+    fn report(&mut self, node: NodeId, report: Report, shard: &Shard) {
+        if let Some(blob) = shard.blob
+            && !self.blobs.has(blob)
+        {
+            let outcome = v1::ReportOutcome::BlobMissing;
+            self.sessions.send(&node, sessions::reply(report.token, outcome));
+            return;
+        }
+        if report.result.is_ok() {
+            self.profiles.observe(&report.job, &node, shard.samples, shard.seconds);
+        }
+        self.apply(Event::Reported { node, report });
+    }
+
+    async fn commit(&mut self, cancelled: &CancellationToken) -> Result<(), StoreError> {
+        while !self.pending_writes.is_empty() {
+            match self.store.commit(&self.pending_writes).await {
+                Ok(()) => {
+                    self.commits += 1;
+                    self.pending_writes.clear();
+                }
+                Err(error) if cancelled.is_cancelled() => return Err(error),
+                Err(error) => {
+                    self.store_errors += 1;
+                    tracing::error!(
+                        error = crate::describe(&error),
+                        writes = self.pending_writes.len(),
+                        "the store refused a transaction; nothing goes on until it takes it"
+                    );
+                    tokio::time::sleep(STORE_RETRY).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self) {
+        self.refresh_live();
+        for effect in std::mem::take(&mut self.pending_effects) {
+            match effect {
+                Effect::Send { node, message } => self.sessions.send(&node, sessions::message(message)),
+                Effect::Reduce { job, round, spec, parameters, optimizer, blobs, samples, step } => {
+                    let input = reduce::Round { spec, parameters, optimizer, blobs, samples, step };
+                    self.reduce(job, round, input);
+                }
+                Effect::Retire { blobs } => {
+                    let in_use = self.work.blobs_in_use();
+                    let free: Vec<_> = blobs.into_iter().filter(|b| !in_use.contains(b)).collect();
+                    self.blobs.retire(&free);
+                }
+                Effect::Ended { job } => self.ended(&job),
+            }
+        }
+    }
+
+    fn refresh_live(&self) {
+        let tokens = self.work.leases().map(|(_, lease)| lease.token).collect();
+        *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = tokens;
+    }
+
+    fn reduce(&self, job: JobId, round: u32, input: reduce::Round) {
+        let (blobs, to_self) = (Arc::clone(&self.blobs), self.to_self.clone());
+        tokio::task::spawn_blocking(move || {
+            let reduction = reduce::reduce(&blobs, &input).map_err(|error| crate::describe(&error));
+            if let Err(reason) = &reduction {
+                tracing::error!(%job, round, reason, "a round cannot be reduced");
+            }
+            if let Some(core) = to_self.upgrade() {
+                // The core is gone only when the program ends; the round is then reduced anew.
+                drop(core.blocking_send(Command::Event(Event::Reduced { job, round, reduction })));
+            }
+        });
+    }
+
+    fn ended(&mut self, job: &JobId) {
+        self.profiles.forget(job);
+        self.energy_at_end.insert(job.clone(), self.cluster_energy());
+        let Some(record) = self.work.job(job) else { return };
+        tracing::info!(
+            %job,
+            state = ?record.phase,
+            reason = record.reason.as_deref().unwrap_or_default(),
+            samples = record.samples,
+            accuracy = record.accuracy,
+            seconds = record.elapsed_ms as f64 / 1e3,
+            "job ended"
+        );
+        self.replan();
+    }
+
+    fn cluster_energy(&self) -> Energy {
+        self.rollups.borrow().energy.values().copied().sum()
+    }
+
+    fn publish(&self) {
+        self.views.send_replace(Arc::new(view::build(self)));
+    }
+}
+
+/// What a report came to, in the words of the wire.
+pub(crate) fn outcome(outcome: ReportOutcome) -> v1::ReportOutcome {
+    match outcome {
+        ReportOutcome::Received => v1::ReportOutcome::Received,
+        ReportOutcome::Committed => v1::ReportOutcome::Committed,
+        ReportOutcome::Stale => v1::ReportOutcome::Stale,
+        ReportOutcome::Failed => v1::ReportOutcome::Failed,
+    }
+}
+
+fn now(started: Instant) -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now {
+        monotonic_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        unix_ms: i64::try_from(unix.as_millis()).unwrap_or(i64::MAX),
+    }
+}

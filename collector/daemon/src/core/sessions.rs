@@ -1,0 +1,200 @@
+//! Nodes with an open session, and how they are spoken to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use wattmill_protocol::{NodeId, PROTOCOL_VERSION, Token, v1};
+use wattmill_work::{Capability, Event, HeldLease, Message, Task};
+
+use super::command::{OpenRefused, ToNode};
+use super::{Core, outcome};
+
+/// Most leases that a node may say it holds, and takes at once.
+const MAX_SLOTS: u32 = 256;
+/// Longest name or address in bytes.
+const MAX_TEXT: usize = 255;
+/// How far fractions may exceed the host, in parts per million: they are rounded.
+const FRACTION_SLACK_PPM: u64 = 10;
+
+/// A node as it presented itself.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) session: u64,
+    pub(crate) hello: v1::Hello,
+    sender: ToNode,
+}
+
+/// All open sessions.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    open: BTreeMap<NodeId, Connected>,
+    last: u64,
+    /// Answers that wait for the commit of their batch.
+    pub(crate) waiting: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl Sessions {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&NodeId, &Connected)> {
+        self.open.iter()
+    }
+
+    pub(crate) fn get(&self, node: &NodeId) -> Option<&Connected> {
+        self.open.get(node)
+    }
+
+    pub(crate) fn close(&mut self, node: &NodeId, session: u64) {
+        if self.open.get(node).is_some_and(|c| c.session == session) {
+            self.open.remove(node);
+            tracing::info!(%node, session, "session closed");
+        }
+    }
+
+    pub(crate) fn send(&mut self, node: &NodeId, kind: v1::to_node::Kind) {
+        let Some(connected) = self.open.get(node) else { return };
+        if connected.sender.try_send(Ok(v1::ToNode { kind: Some(kind) })).is_err() {
+            // The stream ends with its sender: the node opens a new session and says what it holds.
+            tracing::warn!(%node, session = connected.session, "the node does not read: its session is closed");
+            self.open.remove(node);
+        }
+    }
+
+    pub(crate) fn answer(&mut self) {
+        self.waiting.drain(..).for_each(|answer| answer());
+    }
+}
+
+impl Core {
+    pub(crate) fn open(
+        &mut self,
+        hello: v1::Hello,
+        sender: ToNode,
+        reply: oneshot::Sender<Result<(NodeId, u64), OpenRefused>>,
+    ) {
+        let answer = self.check(&hello).map(|(node, held)| {
+            self.sessions.last += 1;
+            let session = self.sessions.last;
+            tracing::info!(%node, name = hello.name, session, held = held.len(), numerics = hello.numerics, "session opened");
+            self.telemetry.introduce(
+                &node,
+                &hello.name,
+                &hello.machine_id,
+                f64::from(hello.host_fraction_ppm) / 1e6,
+            );
+            let welcome = v1::Welcome {
+                cluster: self.cluster.clone(),
+                protocol: PROTOCOL_VERSION,
+                spool_durable: self.durable.get(&node).copied().unwrap_or(0),
+                settled: self.work.settled_through(&node),
+            };
+            let capability = Capability { numerics: hello.numerics.clone(), slots: hello.slots };
+            self.sessions.open.insert(node.clone(), Connected { session, hello, sender });
+            self.sessions.send(&node, v1::to_node::Kind::Welcome(welcome));
+            self.apply(Event::Opened { node: node.clone(), session, capability, held });
+            self.replan();
+            (node, session)
+        });
+        drop(reply.send(answer));
+    }
+
+    fn check(&self, hello: &v1::Hello) -> Result<(NodeId, Vec<HeldLease>), OpenRefused> {
+        let malformed = |message: String| OpenRefused::Malformed(message);
+        if hello.protocol != PROTOCOL_VERSION {
+            return Err(OpenRefused::Protocol { node: hello.protocol, collector: PROTOCOL_VERSION });
+        }
+        let node: NodeId = hello.node.parse().map_err(|e| malformed(format!("{e}")))?;
+        let texts =
+            [&hello.name, &hello.machine_id, &hello.numerics, &hello.version, &hello.advertised_metrics];
+        if texts.iter().any(|t| t.len() > MAX_TEXT || t.chars().any(char::is_control)) {
+            return Err(malformed(format!(
+                "a text of the hello has over {MAX_TEXT} bytes or control characters"
+            )));
+        }
+        if hello.machine_id.is_empty() || hello.name.is_empty() || hello.numerics.is_empty() {
+            return Err(malformed("name, machine_id and numerics must not be empty".to_owned()));
+        }
+        if !(1..=MAX_SLOTS).contains(&hello.slots) || hello.held.len() > MAX_SLOTS as usize * 2 {
+            return Err(malformed(format!("slots must be from 1 to {MAX_SLOTS}")));
+        }
+        self.check_host(&node, hello)?;
+        let held = hello.held.iter().map(held_lease).collect::<Result<_, _>>()?;
+        Ok((node, held))
+    }
+
+    /// Agents of one host must not account for the same joules.
+    fn check_host(&self, node: &NodeId, hello: &v1::Hello) -> Result<(), OpenRefused> {
+        let mut fraction = u64::from(hello.host_fraction_ppm);
+        for (other, connected) in self.sessions.iter().filter(|(other, _)| *other != node) {
+            if connected.hello.machine_id != hello.machine_id {
+                continue;
+            }
+            let refused = |conflict: String| OpenRefused::Overlap {
+                machine_id: hello.machine_id.clone(),
+                other: format!("{} ({other})", connected.hello.name),
+                conflict,
+            };
+            if let Some(cpu) = hello.cpus.iter().find(|cpu| connected.hello.cpus.contains(cpu)) {
+                return Err(refused(format!("both use CPU {cpu}")));
+            }
+            fraction += u64::from(connected.hello.host_fraction_ppm);
+            if fraction > 1_000_000 + FRACTION_SLACK_PPM {
+                let percent = fraction as f64 / 1e4;
+                return Err(refused(format!("the host's fractions come to {percent:.1} %")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn held_lease(held: &v1::HeldLease) -> Result<HeldLease, OpenRefused> {
+    let job = held.job.parse().map_err(|e| OpenRefused::Malformed(format!("{e}")))?;
+    Ok(HeldLease { token: Token(held.token), job, round: held.round, shard: held.shard })
+}
+
+/// An answer to a report.
+pub(crate) fn reply(token: Token, outcome: v1::ReportOutcome) -> v1::to_node::Kind {
+    v1::to_node::Kind::ReportReply(v1::ReportReply { token: token.0, outcome: outcome.into() })
+}
+
+/// A message of the state machine in the words of the wire.
+pub(crate) fn message(message: Message) -> v1::to_node::Kind {
+    use v1::to_node::Kind;
+    match message {
+        Message::Lease { token, job, spec, round, shard, attempt, duration_ms, task, data_hash } => {
+            Kind::Lease(v1::Lease {
+                token: token.0,
+                job: job.to_string(),
+                round,
+                shard,
+                attempt,
+                duration_ms,
+                job_json: Arc::as_ref(&spec).to_json(),
+                task: Some(wire_task(task)),
+                data_hash: data_hash.map(wattmill_protocol::Hash::to_bytes).unwrap_or_default(),
+                traceparent: String::new(),
+            })
+        }
+        Message::Revoke { token, reason } => {
+            Kind::Revoke(v1::Revoke { token: token.0, reason: reason.as_str().to_owned() })
+        }
+        Message::Reply { token, outcome: result } => reply(token, outcome(result)),
+        Message::Settled { sequence } => Kind::Settled(v1::Settled { sequence }),
+        Message::Committed { tokens } => {
+            Kind::Committed(v1::Committed { tokens: tokens.into_iter().map(|t| t.0).collect() })
+        }
+    }
+}
+
+fn wire_task(task: Task) -> v1::Task {
+    use v1::task::Kind;
+    let kind = match task {
+        Task::Prepare => Kind::Prepare(v1::PrepareTask {}),
+        Task::Gradient { parameters, epoch, first, count } => {
+            Kind::Gradient(v1::GradientTask { parameters_hash: parameters.to_bytes(), epoch, first, count })
+        }
+        Task::Evaluate { parameters, first, count } => {
+            Kind::Evaluate(v1::EvaluateTask { parameters_hash: parameters.to_bytes(), first, count })
+        }
+    };
+    v1::Task { kind: Some(kind) }
+}

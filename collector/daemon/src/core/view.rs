@@ -1,0 +1,321 @@
+//! What users see: an immutable picture of the whole, published a few times a second and only read.
+
+use std::collections::BTreeMap;
+
+use wattmill_protocol::catalogue as metrics;
+use wattmill_protocol::exposition::Point;
+use wattmill_protocol::{Energy, JobId, NodeId, Source, v1};
+use wattmill_scheduler::efficiency::{self, LiteralInputs};
+use wattmill_work::{AccountOutcome, JobRecord, NodeShare, Phase, ShardState};
+
+use super::Core;
+use crate::state::{NodeRollup, Target};
+
+/// How long an ended job stays in `/metrics`: long enough for any scrape to see its last values.
+const EXPOSED_AFTER_END_MS: i64 = 3_600_000;
+
+/// The published picture.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    /// Nodes, jobs and the cluster's figures.
+    pub(crate) cluster: v1::ClusterView,
+    /// Metrics of jobs and of the core itself.
+    pub(crate) points: Vec<Point>,
+    /// Agents that Prometheus may scrape.
+    pub(crate) targets: Vec<Target>,
+}
+
+/// Pictures the core.
+pub(crate) fn build(core: &Core) -> View {
+    let rollup = core.rollups.borrow().clone();
+    let now = core.now();
+    let jobs: Vec<v1::JobView> = core.work.jobs().map(|job| job_view(core, job)).collect();
+    let nodes = node_views(core, &rollup.nodes);
+    let cluster = v1::ClusterView {
+        unix_ms: now.unix_ms,
+        cluster: core.cluster.clone(),
+        nodes,
+        power_watts: rollup.power_watts,
+        mfu_ratio: rollup.mfu_ratio,
+        storage_capacity_ratio: rollup.storage_capacity_ratio,
+        objective_ratio: rollup.objective_ratio,
+        telemetry_coverage_ratio: rollup.coverage_ratio,
+        energy: scoped(&rollup.energy),
+        flops_per_joule: rollup.flops_per_joule,
+        jobs,
+    };
+    let mut points = core_points(core, &cluster);
+    for (record, view) in core.work.jobs().zip(&cluster.jobs) {
+        if record.ended_unix_ms.is_none_or(|ended| now.unix_ms - ended < EXPOSED_AFTER_END_MS) {
+            job_points(&mut points, core, record, view);
+        }
+    }
+    let targets = core.sessions.iter().filter_map(|(node, connected)| {
+        let address = connected.hello.advertised_metrics.clone();
+        let labels = [("node", node.to_string()), ("name", connected.hello.name.clone())];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        (!address.is_empty()).then_some(Target { address, labels })
+    });
+    View { points, targets: targets.collect(), cluster }
+}
+
+fn scoped(energy: &BTreeMap<Box<str>, Energy>) -> Vec<v1::ScopedEnergy> {
+    let parts = energy.iter().flat_map(|(scope, energy)| {
+        energy.parts().map(|(source, microjoules)| v1::ScopedEnergy {
+            scope: scope.to_string(),
+            source: source.as_str().to_owned(),
+            microjoules,
+        })
+    });
+    parts.collect()
+}
+
+fn node_views(core: &Core, figures: &[NodeRollup]) -> Vec<v1::NodeView> {
+    let by_id: BTreeMap<&NodeId, &NodeRollup> = figures.iter().map(|node| (&node.id, node)).collect();
+    let mut ids: Vec<&NodeId> = by_id.keys().copied().chain(core.sessions.iter().map(|(n, _)| n)).collect();
+    ids.sort();
+    ids.dedup();
+    ids.into_iter().map(|id| node_view(core, id, by_id.get(id).copied())).collect()
+}
+
+fn node_view(core: &Core, id: &NodeId, figures: Option<&NodeRollup>) -> v1::NodeView {
+    let connected = core.sessions.get(id);
+    let hello = connected.map(|c| &c.hello);
+    let rates = core.work.jobs().filter(|j| !j.phase.ended()).filter_map(|j| core.profiles.rate(&j.id, id));
+    let rate = rates.fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |b| b.max(rate))));
+    let allocation = core.plan.allocations.iter().find(|a| a.node == *id);
+    let excluded = match (connected, allocation) {
+        (None, _) => "not connected".to_owned(),
+        (Some(_), Some(allocation)) if allocation.share == 0.0 => allocation.reason.clone(),
+        _ => String::new(),
+    };
+    let gpus = figures.map(|f| f.gpus.as_slice()).unwrap_or_default();
+    v1::NodeView {
+        id: id.to_string(),
+        name: hello.map(|h| h.name.clone()).or(figures.map(|f| f.name.to_string())).unwrap_or_default(),
+        machine_id: figures.map(|f| f.machine_id.to_string()).unwrap_or_default(),
+        connected: connected.is_some(),
+        excluded,
+        power_watts: figures.filter(|f| f.fresh).and_then(|f| f.power_watts),
+        energy: figures.map(|f| scoped(&f.energy)).unwrap_or_default(),
+        samples_per_second: rate,
+        running: core.work.leases().filter(|(_, l)| l.node == *id).count() as u32,
+        useful_flops: figures.map_or(0.0, |f| f.useful_flops),
+        peak_flops: figures.and_then(|f| f.peak_flops),
+        numerics: hello.map(|h| h.numerics.clone()).unwrap_or_default(),
+        cpus: hello.map(|h| h.cpus.clone()).unwrap_or_default(),
+        telemetry_age_seconds: figures.and_then(|f| f.age_seconds),
+        version: hello.map(|h| h.version.clone()).unwrap_or_default(),
+        host_fraction_ppm: hello.map_or(0, |h| h.host_fraction_ppm),
+        decision: allocation.map(|a| a.reason.clone()).unwrap_or_default(),
+        gpus: gpus
+            .iter()
+            .map(|gpu| v1::GpuView {
+                uuid: gpu.uuid.to_string(),
+                up: gpu.up,
+                power_watts: gpu.power_watts,
+                energy_joules: gpu.energy_joules,
+                utilization_ratio: gpu.utilization_ratio,
+            })
+            .collect(),
+    }
+}
+
+/// Joules of a job: (committed or under way, wasted), settled or as far as they are known.
+pub(crate) fn job_energy(core: &Core, job: &JobRecord) -> (Energy, Energy) {
+    let (open, wasted) = core.work.unsettled_energy(&job.id);
+    let sum = |of: fn(&NodeShare) -> Energy| job.nodes.values().map(of).sum::<Energy>();
+    (sum(|n| n.committed) + open, sum(|n| n.wasted) + wasted)
+}
+
+/// η of a job: its useful FLOPs ÷ what the cluster's devices could have done while it ran.
+pub(crate) fn job_mfu(job: &JobRecord) -> Option<f64> {
+    efficiency::mfu_ratio(job.useful_flops as f64, job.peak_flop_seconds.filter(|p| *p > 0.0))
+}
+
+fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
+    let (committed, wasted) = job_energy(core, job);
+    let unconfirmed = core.work.accounts().filter(|(_, account)| {
+        account.job == job.id && !account.settled && matches!(account.outcome, AccountOutcome::Wasted(_))
+    });
+    let name = |id: &NodeId| core.sessions.get(id).map(|c| c.hello.name.clone()).unwrap_or_default();
+    let rounds = core.work.total_rounds(job);
+    let epochs = job.spec.training.epochs;
+    let progress = f64::from(job.round) / f64::from(rounds.max(1));
+    v1::JobView {
+        id: job.id.to_string(),
+        name: job.spec.name.clone(),
+        state: state(job.phase).into(),
+        reason: job.reason.clone().unwrap_or_default(),
+        round: job.round,
+        rounds,
+        epoch: epochs.min((progress * f64::from(epochs)) as u32 + u32::from(job.round > 0)),
+        epochs,
+        loss: job.loss,
+        accuracy: job.accuracy,
+        training_accuracy: job.training_accuracy,
+        samples: job.samples,
+        committed_energy: Some(committed.into()),
+        wasted_energy: Some(wasted.into()),
+        unconfirmed_microjoules: unconfirmed.map(|(_, account)| account.energy.total()).sum(),
+        requeues: job.requeues.values().sum(),
+        mfu_ratio: job_mfu(job),
+        samples_per_joule: efficiency::samples_per_joule(
+            job.samples as f64,
+            (committed + wasted).total_joules(),
+        ),
+        useful_flops: job.useful_flops,
+        model_hash: job.parameters.map(wattmill_protocol::Hash::to_bytes).unwrap_or_default(),
+        shards: shard_states(core, &job.id).into_iter().map(|(s, n)| (s.to_owned(), n)).collect(),
+        elapsed_seconds: job.elapsed_ms as f64 / 1e3,
+        numerics: job.numerics.clone().unwrap_or_default(),
+        ended: job.phase.ended(),
+        nodes: job
+            .nodes
+            .iter()
+            .map(|(id, share)| v1::NodeShare {
+                node: id.to_string(),
+                name: name(id),
+                samples: share.samples,
+                shards: share.shards,
+                committed_energy: Some(share.committed.into()),
+                wasted_energy: Some(share.wasted.into()),
+            })
+            .collect(),
+        submitted_unix_ms: job.submitted_unix_ms,
+        ended_unix_ms: job.ended_unix_ms.unwrap_or(0),
+    }
+}
+
+/// A phase in the words of the wire.
+pub(crate) fn state(phase: Phase) -> v1::JobState {
+    match phase {
+        Phase::Preparing => v1::JobState::Preparing,
+        Phase::Training => v1::JobState::Training,
+        Phase::Settling => v1::JobState::Settling,
+        Phase::Finished => v1::JobState::Finished,
+        Phase::Failed => v1::JobState::Failed,
+        Phase::Cancelled => v1::JobState::Cancelled,
+    }
+}
+
+fn shard_states(core: &Core, job: &JobId) -> BTreeMap<&'static str, u32> {
+    let mut counts = BTreeMap::from([("pending", 0), ("leased", 0), ("received", 0), ("quarantined", 0)]);
+    for shard in core.work.round(job).map(|r| r.shards.as_slice()).unwrap_or_default() {
+        let name = match shard.state {
+            ShardState::Pending => "pending",
+            ShardState::Leased(_) => "leased",
+            ShardState::Received { .. } => "received",
+            ShardState::Quarantined => "quarantined",
+        };
+        *counts.entry(name).or_default() += 1;
+    }
+    counts
+}
+
+fn job_points(points: &mut Vec<Point>, core: &Core, job: &JobRecord, view: &v1::JobView) {
+    let id = job.id.as_str();
+    let progress = f64::from(view.round) / f64::from(view.rounds.max(1));
+    points.push(Point::new(&metrics::JOB_PROGRESS, &[id], progress.min(1.0)));
+    points.extend(view.loss.map(|loss| Point::new(&metrics::JOB_LOSS, &[id], loss)));
+    points.extend(view.accuracy.map(|a| Point::new(&metrics::JOB_ACCURACY, &[id], a)));
+    points.push(Point::new(&metrics::JOB_SAMPLES, &[id], view.samples as f64));
+    points.extend(view.samples_per_joule.map(|s| Point::new(&metrics::JOB_SAMPLES_PER_JOULE, &[id], s)));
+    let (committed, wasted) = job_energy(core, job);
+    for (outcome, energy) in [("committed", committed), ("wasted", wasted)] {
+        for (source, microjoules) in energy.parts() {
+            let labels = [id, outcome, source.as_str()];
+            points.push(Point::new(&metrics::JOB_ENERGY, &labels, microjoules as f64 / 1e6));
+        }
+    }
+    if !job.phase.ended() {
+        for (name, count) in shard_states(core, &job.id) {
+            points.push(Point::new(&metrics::SHARDS, &[id, name], f64::from(count)));
+        }
+    }
+}
+
+fn core_points(core: &Core, cluster: &v1::ClusterView) -> Vec<Point> {
+    let connected = cluster.nodes.iter().filter(|n| n.connected).count();
+    let gone = cluster.nodes.len() - connected;
+    let mut points = vec![
+        Point::new(&metrics::CLUSTER_NODES, &["connected"], connected as f64),
+        Point::new(&metrics::CLUSTER_NODES, &["disconnected"], gone as f64),
+        Point::new(&metrics::COLLECTOR_BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1.0),
+        Point::new(&metrics::COLLECTOR_SESSIONS, &[], core.sessions.iter().count() as f64),
+        Point::new(&metrics::COLLECTOR_STORE_COMMITS, &[], core.commits as f64),
+        Point::new(&metrics::COLLECTOR_STORE_ERRORS, &[], core.store_errors as f64),
+        Point::new(&metrics::COLLECTOR_PLAN_DURATION, &[], core.plan_seconds),
+    ];
+    let mut requeues: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut wasted: BTreeMap<&str, Energy> = BTreeMap::new();
+    for job in core.work.jobs() {
+        for (reason, count) in &job.requeues {
+            *requeues.entry(reason.as_str()).or_default() += count;
+        }
+        for (reason, energy) in &job.wasted {
+            *wasted.entry(reason.as_str()).or_default() += *energy;
+        }
+    }
+    for (reason, count) in requeues {
+        points.push(Point::new(&metrics::RESCHEDULES, &[reason], f64::from(count)));
+    }
+    for (reason, energy) in wasted {
+        points.push(Point::new(&metrics::CLUSTER_WASTED, &[reason], energy.total_joules()));
+    }
+    bounds(core, &mut points);
+    points
+}
+
+/// The lower bound of the work that is left, and the founding document's figures as written.
+fn bounds(core: &Core, points: &mut Vec<Point>) {
+    let rollup = core.rollups.borrow();
+    let running: Vec<&JobRecord> = core.work.jobs().filter(|job| !job.phase.ended()).collect();
+    let left_flops: f64 = running
+        .iter()
+        .filter(|job| job.round > 1)
+        .map(|job| {
+            let done = f64::from(job.round);
+            job.useful_flops as f64 / done * (f64::from(core.work.total_rounds(job)) - done).max(0.0)
+        })
+        .sum();
+    let bound = efficiency::compute_lower_bound_seconds(left_flops, rollup.peak_flops);
+    points.extend(bound.map(|s| Point::new(&metrics::CLUSTER_COMPUTE_BOUND, &[], s)));
+    let shards = |job: &&JobRecord| core.work.round(&job.id).map_or(0, |r| r.shards.len());
+    let open: usize = running.iter().map(shards).sum();
+    let finished: u64 = core.work.jobs().flat_map(|j| j.nodes.values()).map(|n| n.shards).sum();
+    let elapsed: f64 = core.work.jobs().map(|j| j.elapsed_ms as f64 / 1e3).sum();
+    if finished == 0 {
+        return;
+    }
+    let literal = LiteralInputs {
+        open_shards: open as u64,
+        seconds_per_shard: Some(elapsed / finished as f64),
+        relative_speed: Some(1.0),
+        nodes: core.sessions.iter().count() as u64,
+        data_shards: finished,
+        storage_nodes: rollup.storage.hosts,
+        bytes_per_shard: mean_shard_bytes(&running),
+        bytes_per_storage_node: (rollup.storage.hosts > 0)
+            .then(|| rollup.storage.size_bytes / rollup.storage.hosts as f64),
+    };
+    points.extend(literal.seed_eta_literal().map(|v| Point::new(&metrics::CLUSTER_SEED_ETA, &[], v)));
+    points.extend(literal.seed_sigma_literal().map(|v| Point::new(&metrics::CLUSTER_SEED_SIGMA, &[], v)));
+}
+
+/// Mean bytes of a running job's shard: f32 features and a label a row.
+fn mean_shard_bytes(jobs: &[&JobRecord]) -> Option<f64> {
+    let bytes = |job: &&JobRecord| {
+        f64::from(job.spec.training.shard_size) * (f64::from(job.spec.data.features) + 1.0) * 4.0
+    };
+    (!jobs.is_empty()).then(|| jobs.iter().map(bytes).sum::<f64>() / jobs.len() as f64)
+}
+
+/// Joules by source, for reports.
+pub(crate) fn joules(energy: Energy) -> BTreeMap<&'static str, f64> {
+    Source::ALL
+        .into_iter()
+        .filter(|s| energy.get(*s) > 0)
+        .map(|s| (s.as_str(), energy.get(s) as f64 / 1e6))
+        .collect()
+}

@@ -1,0 +1,234 @@
+//! What lies in the store: everything that must outlive the process, and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use wattmill_protocol::job::Job;
+use wattmill_protocol::{Energy, Hash, JobId, NodeId, Token};
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Round 0: the data is read for the first time, the first parameters are made.
+    Preparing,
+    /// Rounds run.
+    Training,
+    /// All rounds are committed; the last joules are awaited.
+    Settling,
+    /// Done.
+    Finished,
+    /// It cannot be done; the reason is in the record.
+    Failed,
+    /// A user ended it.
+    Cancelled,
+}
+
+impl Phase {
+    /// Whether the job takes no more work.
+    pub fn ended(self) -> bool {
+        matches!(self, Self::Finished | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// Why joules were wasted, and why a shard was given anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WasteReason {
+    /// The node's session closed and did not come back in time.
+    NodeLost,
+    /// The node came back without the lease.
+    NodeRestarted,
+    /// The lease ran out without progress.
+    LeaseExpired,
+    /// The node gave the lease back.
+    HandedBack,
+    /// The attempt failed.
+    Failed,
+    /// The job ended before the work counted.
+    JobEnded,
+    /// The collector restarted and the result was not adopted.
+    CollectorRestarted,
+}
+
+impl WasteReason {
+    /// The value of the `reason` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NodeLost => "node_lost",
+            Self::NodeRestarted => "node_restarted",
+            Self::LeaseExpired => "lease_expired",
+            Self::HandedBack => "handed_back",
+            Self::Failed => "failed",
+            Self::JobEnded => "job_ended",
+            Self::CollectorRestarted => "collector_restarted",
+        }
+    }
+}
+
+/// What the preparing round learned of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Rows to train on.
+    pub training_rows: u64,
+    /// Rows to judge by.
+    pub held_out_rows: u64,
+    /// What every later read must hash to.
+    pub data_hash: Hash,
+}
+
+/// A node's part in a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeShare {
+    /// Samples of committed shards.
+    pub samples: u64,
+    /// Committed shards.
+    pub shards: u64,
+    /// Settled joules of committed shards.
+    pub committed: Energy,
+    /// Settled joules of wasted work.
+    pub wasted: Energy,
+}
+
+/// A job, as it stands after its last committed round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its identity.
+    pub id: JobId,
+    /// What is trained.
+    pub spec: Arc<Job>,
+    /// Key of its submission.
+    pub key: String,
+    /// When it was submitted.
+    pub submitted_unix_ms: i64,
+    /// When it ended.
+    pub ended_unix_ms: Option<i64>,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Why it failed or is blocked.
+    pub reason: Option<String>,
+    /// What the data is.
+    pub prepared: Option<Prepared>,
+    /// Numerics that the preparing node pinned.
+    pub numerics: Option<String>,
+    /// The round that runs: all before it are committed.
+    pub round: u32,
+    /// Newest committed parameters.
+    pub parameters: Option<Hash>,
+    /// Newest committed state of the optimizer.
+    pub optimizer: Option<Hash>,
+    /// Tokens of the newest committed round, to answer a late repetition as the first.
+    pub last_tokens: Vec<Token>,
+    /// Samples of committed shards.
+    pub samples: u64,
+    /// Model FLOPs of committed shards.
+    pub useful_flops: u64,
+    /// Mean training loss of the newest training round.
+    pub loss: Option<f64>,
+    /// Accuracy on the training rows of that round.
+    pub training_accuracy: Option<f64>,
+    /// Mean loss on held-out rows at the newest evaluation.
+    pub held_out_loss: Option<f64>,
+    /// Accuracy on held-out rows at the newest evaluation.
+    pub accuracy: Option<f64>,
+    /// Who did what.
+    pub nodes: BTreeMap<NodeId, NodeShare>,
+    /// Settled waste by reason.
+    pub wasted: BTreeMap<WasteReason, Energy>,
+    /// Leases that ended without a commit, by reason.
+    pub requeues: BTreeMap<WasteReason, u32>,
+    /// Time in which it ran.
+    pub elapsed_ms: u64,
+    /// ∫ Σ peak FLOP/s dt while it ran: the denominator of its η. Absent while a peak is unknown.
+    pub peak_flop_seconds: Option<f64>,
+}
+
+/// The manifest of a round: with this row the round is committed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoundRecord {
+    /// Its job.
+    pub job: JobId,
+    /// Its number; 0 prepares.
+    pub round: u32,
+    /// Parameters after it.
+    pub parameters: Hash,
+    /// State of the optimizer after it.
+    pub optimizer: Option<Hash>,
+    /// Mean training loss, where it trained.
+    pub loss: Option<f64>,
+    /// Held-out accuracy of the parameters before it, where it evaluated.
+    pub accuracy: Option<f64>,
+    /// Who did each shard, in order.
+    pub shards: Vec<ShardCommit>,
+    /// When.
+    pub unix_ms: i64,
+}
+
+/// One shard's line in a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardCommit {
+    /// Under which lease.
+    pub token: Token,
+    /// By whom.
+    pub node: NodeId,
+    /// The blob that was reduced.
+    pub blob: Option<Hash>,
+}
+
+/// What became of a lease whose joules are not all settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccountOutcome {
+    /// It runs, or its result awaits the round.
+    Open,
+    /// Its round is committed.
+    Committed,
+    /// It was thrown away.
+    Wasted(WasteReason),
+}
+
+/// The joules of a lease until outcome and amount are both final.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AccountRecord {
+    /// The lease's job.
+    pub job: JobId,
+    /// The lease's node.
+    pub node: NodeId,
+    /// What became of it.
+    pub outcome: AccountOutcome,
+    /// Joules known so far; an estimate until settled.
+    pub energy: Energy,
+    /// Whether the node has said the final amount.
+    pub settled: bool,
+}
+
+/// One change of the store. The writes of a step are committed together or not at all.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// The collector's generation, one above the last: no token of it was given before.
+    Generation(u32),
+    /// Inserts or replaces a job.
+    Job(Box<JobRecord>),
+    /// Inserts a round; a second one of the same number is an error.
+    Round(Box<RoundRecord>),
+    /// Inserts or replaces an unsettled account.
+    Account(Token, AccountRecord),
+    /// An account is folded into its job's totals.
+    AccountClosed(Token),
+    /// Settlements of a node up to this one are applied.
+    NodeSettled(NodeId, u64),
+}
+
+/// Everything in the store.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stored {
+    /// Generation of the last collector.
+    pub generation: u32,
+    /// All jobs within retention.
+    pub jobs: Vec<JobRecord>,
+    /// Unsettled accounts.
+    pub accounts: Vec<(Token, AccountRecord)>,
+    /// Last applied settlement of each node.
+    pub settled: Vec<(NodeId, u64)>,
+}

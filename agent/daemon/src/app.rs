@@ -161,8 +161,7 @@ impl App {
             tracing::warn!("traces.endpoint is set, but this version sends no traces");
         }
         tasks.spawn("the watchdog", watchdog(services.meter.snapshots(), services.stopping.clone()));
-        // The lease module joins here:
-        // tasks.spawn_work("leases", crate::lease::run(services.clone()));
+        tasks.spawn_work("the leases", crate::lease::run(services.clone()));
         tracing::info!(
             %address, node = %services.identity.node, name = services.config.name,
             collector = services.config.collector, version = crate::VERSION, "listening"
@@ -291,7 +290,6 @@ impl Tasks {
     }
 
     /// Starts a task that hands work back when the agent stops, and is waited for.
-    #[allow(dead_code, reason = "for the lease module, which joins in `App::start`")]
     fn spawn_work(&mut self, name: &'static str, task: impl Future<Output = String> + Send + 'static) {
         self.work.insert(name);
         self.spawn(name, task);

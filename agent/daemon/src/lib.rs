@@ -17,6 +17,7 @@ pub mod cpus;
 pub mod device;
 pub mod export;
 pub mod identity;
+mod lease;
 pub mod ledger;
 pub mod meter;
 pub mod snapshot;

@@ -1,0 +1,273 @@
+//! The leases in hand, from their arrival to their commit. Pure: no I/O, no clock.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use wattmill_protocol::{Hash, JobId, Token, v1};
+
+use super::blobs::Fetched;
+
+/// Leases that a node takes at once: one computes while the next one's parameters arrive.
+pub(super) const SLOTS: u32 = 2;
+
+/// A lease and how far it is.
+#[derive(Debug)]
+struct Held {
+    lease: v1::Lease,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Waits for its parameters or for the worker.
+    Waiting,
+    /// Computes.
+    Running,
+    /// Done; kept until committed.
+    Finished { result: v1::TaskResult, blob: Bytes },
+}
+
+/// A task for the worker.
+pub(super) struct Start {
+    pub(super) token: Token,
+    pub(super) job: JobId,
+    pub(super) run: v1::RunTask,
+}
+
+/// All leases in hand.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    held: BTreeMap<Token, Held>,
+    queue: VecDeque<Token>,
+    running: Option<(Token, u64)>,
+    parameters: BTreeMap<Hash, Option<Bytes>>,
+}
+
+impl Desk {
+    /// Takes a lease; returns parameters that must be fetched for it.
+    pub(super) fn take(&mut self, lease: v1::Lease) -> Option<Hash> {
+        let token = Token(lease.token);
+        let needs = parameters_of(&lease);
+        if self.held.insert(token, Held { lease, stage: Stage::Waiting }).is_none() {
+            self.queue.push_back(token);
+        }
+        let hash = needs.filter(|hash| !self.parameters.contains_key(hash))?;
+        // Only parameters that a waiting lease names are kept: a round's are those of the one before no more.
+        let needed: Vec<Hash> = self.held.values().filter_map(|h| parameters_of(&h.lease)).collect();
+        self.parameters.retain(|hash, _| needed.contains(hash));
+        self.parameters.insert(hash, None);
+        Some(hash)
+    }
+
+    /// Notes fetched parameters. Where they cannot be had, a lease that waits for them fails.
+    pub(super) fn fetched(&mut self, fetched: Fetched) -> Option<(Token, v1::TaskResult)> {
+        match fetched.outcome {
+            Ok(bytes) => {
+                self.parameters.insert(fetched.hash, Some(bytes));
+                None
+            }
+            Err(status) => {
+                self.parameters.remove(&fetched.hash);
+                let waits = |h: &Held| {
+                    matches!(h.stage, Stage::Waiting) && parameters_of(&h.lease) == Some(fetched.hash)
+                };
+                let token = *self.held.iter().find(|(_, held)| waits(held))?.0;
+                Some((token, failure(format!("the parameters cannot be fetched: {}", status.message()))))
+            }
+        }
+    }
+
+    /// The next task, when nothing runs and its parameters are here.
+    pub(super) fn start(&mut self) -> Option<Start> {
+        if self.running.is_some() {
+            return None;
+        }
+        let position = self.queue.iter().position(|token| self.ready(*token).is_some())?;
+        let token = self.queue.remove(position)?;
+        let parameters = self.ready(token)?;
+        let held = self.held.get_mut(&token)?;
+        held.stage = Stage::Running;
+        self.running = Some((token, 0));
+        let lease = &held.lease;
+        let run = v1::RunTask {
+            token: token.0,
+            job_json: lease.job_json.clone(),
+            task: lease.task.clone(),
+            threads: 0,
+            parameters,
+            data_hash: lease.data_hash.clone(),
+        };
+        // A job's identity was checked by the collector that gave the lease.
+        let job = lease.job.parse().ok()?;
+        Some(Start { token, job, run })
+    }
+
+    fn ready(&self, token: Token) -> Option<Bytes> {
+        match parameters_of(&self.held.get(&token)?.lease) {
+            None => Some(Bytes::new()),
+            Some(hash) => self.parameters.get(&hash)?.clone(),
+        }
+    }
+
+    /// The lease that computes.
+    pub(super) fn running(&self) -> Option<Token> {
+        self.running.map(|(token, _)| token)
+    }
+
+    /// Samples that the running lease has done.
+    pub(super) fn samples_done(&self) -> u64 {
+        self.running.map_or(0, |(_, samples)| samples)
+    }
+
+    /// Notes progress of the running lease.
+    pub(super) fn progress(&mut self, token: Token, samples: u64) {
+        if let Some((_, done)) = self.running.as_mut().filter(|(running, _)| *running == token) {
+            *done = samples.max(*done);
+        }
+    }
+
+    /// Notes a lease's result, which is kept from now on.
+    pub(super) fn finish(&mut self, token: Token, result: v1::TaskResult, blob: Bytes) {
+        self.running.take_if(|(running, _)| *running == token);
+        self.queue.retain(|waiting| *waiting != token);
+        if let Some(held) = self.held.get_mut(&token) {
+            held.stage = Stage::Finished { result, blob };
+        }
+    }
+
+    /// Finished leases, oldest first.
+    pub(super) fn finished(&self) -> Vec<Token> {
+        let finished = |h: &Held| matches!(h.stage, Stage::Finished { .. });
+        self.held.iter().filter(|(_, held)| finished(held)).map(|(token, _)| *token).collect()
+    }
+
+    /// Leases that are not finished.
+    pub(super) fn unfinished(&self) -> Vec<Token> {
+        let finished = |h: &Held| matches!(h.stage, Stage::Finished { .. });
+        self.held.iter().filter(|(_, held)| !finished(held)).map(|(token, _)| *token).collect()
+    }
+
+    /// A finished lease's blob and its name, where it has one.
+    pub(super) fn blob(&self, token: Token) -> Option<(Hash, Bytes)> {
+        let Stage::Finished { result, blob } = &self.held.get(&token)?.stage else { return None };
+        let hash = match result.kind.as_ref()? {
+            v1::task_result::Kind::Prepare(prepare) => &prepare.parameters_hash,
+            v1::task_result::Kind::Gradient(gradient) => &gradient.gradient_hash,
+            _ => return None,
+        };
+        Some((Hash::try_from(&hash[..]).ok()?, blob.clone()))
+    }
+
+    /// A finished lease's report.
+    pub(super) fn report(&self, token: Token) -> Option<v1::Report> {
+        let held = self.held.get(&token)?;
+        let Stage::Finished { result, .. } = &held.stage else { return None };
+        Some(v1::Report {
+            token: token.0,
+            job: held.lease.job.clone(),
+            round: held.lease.round,
+            shard: held.lease.shard,
+            result: Some(result.clone()),
+        })
+    }
+
+    /// Lets a committed result go; returns the model FLOPs that it was worth.
+    pub(super) fn committed(&mut self, token: Token) -> Option<u64> {
+        match self.held.remove(&token)?.stage {
+            Stage::Finished { result, .. } => Some(result.useful_flops),
+            Stage::Waiting | Stage::Running => None,
+        }
+    }
+
+    /// Lets a lease go; returns whether it was computing.
+    pub(super) fn remove(&mut self, token: Token) -> bool {
+        self.held.remove(&token);
+        self.queue.retain(|waiting| *waiting != token);
+        self.running.take_if(|(running, _)| *running == token).is_some()
+    }
+
+    /// What a Hello says of the leases in hand.
+    pub(super) fn held(&self) -> Vec<v1::HeldLease> {
+        let held = self.held.iter().map(|(token, held)| v1::HeldLease {
+            token: token.0,
+            job: held.lease.job.clone(),
+            round: held.lease.round,
+            shard: held.lease.shard,
+        });
+        held.collect()
+    }
+}
+
+/// The result of an attempt that failed by itself.
+pub(super) fn failure(message: String) -> v1::TaskResult {
+    let failure = v1::Failure { kind: v1::FailureKind::Attempt.into(), message };
+    v1::TaskResult { kind: Some(v1::task_result::Kind::Failure(failure)), ..v1::TaskResult::default() }
+}
+
+fn parameters_of(lease: &v1::Lease) -> Option<Hash> {
+    let hash = match lease.task.as_ref()?.kind.as_ref()? {
+        v1::task::Kind::Prepare(_) => return None,
+        v1::task::Kind::Gradient(gradient) => &gradient.parameters_hash,
+        v1::task::Kind::Evaluate(evaluate) => &evaluate.parameters_hash,
+    };
+    Hash::try_from(&hash[..]).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(token: u64, parameters: Option<Hash>) -> v1::Lease {
+        let kind = match parameters {
+            None => v1::task::Kind::Prepare(v1::PrepareTask {}),
+            Some(hash) => v1::task::Kind::Evaluate(v1::EvaluateTask {
+                parameters_hash: hash.to_bytes(),
+                first: 0,
+                count: 1,
+            }),
+        };
+        let task = Some(v1::Task { kind: Some(kind) });
+        v1::Lease { token, job: "j".into(), task, ..v1::Lease::default() }
+    }
+
+    #[test]
+    fn a_lease_waits_for_its_parameters_and_is_kept_until_committed() {
+        let mut desk = Desk::default();
+        let hash = Hash::of(b"p");
+        assert_eq!(desk.take(lease(1, Some(hash))), Some(hash));
+        assert_eq!(desk.take(lease(2, Some(hash))), None, "fetched once");
+        assert!(desk.start().is_none());
+        assert!(desk.fetched(Fetched { hash, outcome: Ok(Bytes::from_static(b"p")) }).is_none());
+        assert_eq!(desk.start().unwrap().run.parameters, Bytes::from_static(b"p"));
+        assert!(desk.start().is_none(), "one at a time");
+        desk.progress(Token(1), 5);
+        desk.progress(Token(2), 9);
+        assert_eq!(desk.samples_done(), 5);
+        let result = v1::TaskResult { useful_flops: 7, ..failure(String::new()) };
+        desk.finish(Token(1), result, Bytes::new());
+        assert_eq!(desk.start().unwrap().token, Token(2));
+        assert_eq!(desk.held().len(), 2);
+        assert_eq!(desk.finished(), [Token(1)]);
+        assert_eq!(desk.unfinished(), [Token(2)]);
+        assert_eq!(desk.committed(Token(1)), Some(7));
+        assert_eq!(desk.committed(Token(1)), None, "counted once");
+        assert!(desk.remove(Token(2)), "it was computing");
+        assert!(desk.held().is_empty());
+    }
+
+    #[test]
+    fn parameters_that_cannot_be_had_fail_each_waiting_lease() {
+        let mut desk = Desk::default();
+        let hash = Hash::of(b"p");
+        desk.take(lease(1, Some(hash)));
+        let outcome = Err(tonic::Status::not_found("gone"));
+        let (token, result) = desk.fetched(Fetched { hash, outcome }).unwrap();
+        assert_eq!(token, Token(1));
+        desk.finish(token, result, Bytes::new());
+        assert!(desk.report(Token(1)).is_some());
+        assert!(desk.blob(Token(1)).is_none());
+        assert_eq!(desk.take(lease(2, Some(hash))), Some(hash), "asked for again");
+        assert!(desk.take(lease(3, None)).is_none());
+        assert_eq!(desk.start().unwrap().token, Token(3), "it needs none");
+    }
+}

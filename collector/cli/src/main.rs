@@ -1,0 +1,130 @@
+//! `wattmill`: the user's tool. It asks the collector and shows what it says; it decides nothing.
+
+mod client;
+mod demo;
+mod jobs;
+mod nodes;
+mod show;
+mod watch;
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use wattmill_protocol::exit;
+
+use client::Error;
+
+/// Submit training jobs to a Wattmill cluster, watch them, and get the model and its energy bill.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Try `wattmill demo` first: it needs no cluster and no configuration.\n\n\
+                  Exit codes: 0 fine, 1 failure while running, 64 usage, 65 bad job or data, 78 bad configuration."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Options of every command.
+#[derive(Args, Clone)]
+struct Common {
+    /// The collector's gRPC address.
+    #[arg(long, global = true, value_name = "URL", env = "WATTMILL_COLLECTOR", default_value = "http://127.0.0.1:4317")]
+    collector: String,
+    /// Print JSON instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a real model on this machine: a collector and agents are started, and stopped at the end.
+    Demo(demo::Options),
+    /// Submit a job file (TOML), and wait for its end unless told otherwise.
+    Submit(jobs::Submit),
+    /// List jobs.
+    Jobs,
+    /// Show one job; fetch its model and energy report.
+    Job(jobs::Show),
+    /// Cancel a job.
+    Cancel {
+        /// The job, as `wattmill jobs` lists it.
+        job: String,
+    },
+    /// List nodes with their power, energy and rate.
+    Nodes,
+    /// Follow the whole cluster until interrupted.
+    Watch(watch::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no mistakes; a closed terminal is not ours to mend.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("wattmill: cannot start the runtime: {error}");
+            return ExitCode::from(exit::FAILURE);
+        }
+    };
+    let outcome = runtime.block_on(run(arguments));
+    // A child or connection that hangs must not hold up the end.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(error) => {
+            eprintln!("wattmill: {}", describe(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn run(Arguments { command, common }: Arguments) -> Result<(), Error> {
+    match command {
+        Command::Demo(options) => demo::run(&options, common.json).await,
+        Command::Submit(options) => jobs::submit(&common, &options).await,
+        Command::Jobs => jobs::list(&common).await,
+        Command::Job(options) => jobs::show(&common, &options).await,
+        Command::Cancel { job } => jobs::cancel(&common, job).await,
+        Command::Nodes => nodes::list(&common).await,
+        Command::Watch(options) => watch::run(&common, &options).await,
+    }
+}
+
+/// An error and its causes on one line.
+fn describe(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // A transport error repeats its source.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Files that a finished job is saved to.
+#[derive(Args, Clone, Default)]
+struct Outputs {
+    /// Save the model here (safetensors; PyTorch loads it).
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Save the energy report here (JSON).
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}

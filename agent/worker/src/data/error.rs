@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_machine_at_fault_costs_an_attempt_and_not_the_job() {
-        let error = |errno: rustix::io::Errno| io::Error::from(errno);
+        let error = |errno: Errno| io::Error::from(errno);
         use rustix::io::Errno;
         for (errno, expected) in [
             (Errno::NOENT, FailureKind::BadInput),

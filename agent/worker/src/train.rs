@@ -1,8 +1,8 @@
 //! Carries out tasks: the job's data and parameters in, gradients and figures out.
 //!
 //! Invariant: a result depends on the task, the data and the kernel's numerics alone. What is kept between
-//! tasks ([`cache`]) saves time and changes no bit. Neither does cutting an evaluation into blocks: the
-//! kernel sums the same blocks in the same order. A gradient is never cut, since its sum would be another.
+//! tasks ([`cache`]) saves time and changes no bit. An evaluation is cut into blocks of a fixed number of rows;
+//! a gradient is never cut, since its sum would be another.
 
 mod cache;
 mod error;
@@ -26,7 +26,9 @@ use crate::data::{DataSet, Rows};
 use crate::parameters;
 use crate::report::{Finished, Reporter};
 
-/// Rows that are evaluated between two reports of progress: what the kernel takes at a time by itself.
+/// Rows that are evaluated between two reports of progress: what the kernel takes at a time by itself (fewer
+/// where a row's activations are so many that 2048 rows exceed its scratch). Part of the result, as sums of
+/// losses depend on their order.
 const EVALUATION_ROWS: usize = 2048;
 
 /// Runs tasks and keeps what the next one is likely to need.
@@ -131,7 +133,7 @@ fn gradient(
     let compute = begin.elapsed();
     reporter.progress(samples);
 
-    let blob = Bytes::from_iter(gradient.iter().flat_map(|value| value.to_le_bytes()));
+    let blob: Bytes = gradient.iter().flat_map(|value| value.to_le_bytes()).collect();
     let gradient_hash = Hash::of(&blob).to_bytes();
     let kind = task_result::Kind::Gradient(GradientResult { gradient_hash, loss_sum, correct, samples });
     let useful_flops = samples * kernel.model().flops_per_sample();

@@ -141,19 +141,4 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
     }
-
-    #[test]
-    fn memory_follows_the_bytes_that_arrive() {
-        /// Ends at once, and panics if it is offered more room than the first buffer.
-        struct Ends;
-        impl Read for Ends {
-            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-                assert!(buffer.len() <= FIRST_BUFFER_BYTES, "{} bytes of room", buffer.len());
-                Ok(0)
-            }
-        }
-        let announced = (MAX_WORKER_MESSAGE_BYTES as u32).to_be_bytes();
-        let error = read(&mut announced.as_slice().chain(Ends)).unwrap_err();
-        assert!(matches!(error, WireError::Truncated { received: 0, .. }), "{error}");
-    }
 }

@@ -153,6 +153,19 @@ fn what_is_no_message_ends_it_with_a_reason() {
 }
 
 #[test]
+fn memory_follows_the_bytes_that_arrive_and_not_their_announcement() {
+    // 120 MiB of address space; the largest message, of 130 MiB, is announced.
+    let script = "ulimit -v 122880; exec \"$0\"";
+    let mut worker = Worker::start_as(Command::new("sh").args(["-c", script, PROGRAM]));
+    assert!(worker.receive().is_some());
+    worker.stream.write_all(&[8, 32, 0, 0, 0x0a]).unwrap();
+    worker.stream.shutdown(Shutdown::Write).unwrap();
+    let (status, said) = worker.end();
+    assert!(said.contains("the stream ended after 1 of 136314880 bytes of a message"), "{said}");
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
 fn the_command_line_says_what_it_is() {
     let run = |argument| Command::new(PROGRAM).arg(argument).stdin(Stdio::null()).output().unwrap();
     let help = run("--help");

@@ -52,10 +52,15 @@ optimizer = {{ name = "sgd", learning_rate = 0.1 }}
         }
     }
 
-    /// A task with parameters of all `value`.
-    fn request_with(&self, value: f32, kind: impl FnOnce(Bytes) -> task::Kind) -> RunTask {
-        let model = model(&self.job).unwrap();
-        let parameters = parameters::encode(&model, &vec![value; model.parameters()]).unwrap();
+    fn parameters(&self, scale: f32) -> Vec<f32> {
+        let mut parameters = model(&self.job).unwrap().initialise(5);
+        parameters.iter_mut().for_each(|value| *value *= scale);
+        parameters
+    }
+
+    /// A task with fresh parameters, times `scale`.
+    fn request_with(&self, scale: f32, kind: impl FnOnce(Bytes) -> task::Kind) -> RunTask {
+        let parameters = parameters::encode(&model(&self.job).unwrap(), &self.parameters(scale)).unwrap();
         RunTask { parameters: parameters.clone(), ..self.request(kind(Hash::of(&parameters).to_bytes())) }
     }
 }
@@ -85,15 +90,14 @@ fn rows_of(indices: impl Iterator<Item = usize>) -> Rows {
 #[test]
 fn a_gradient_is_the_kernels_at_the_epochs_positions() {
     let fixture = Fixture::new(60);
-    let finished =
-        run(&mut Trainer::default(), &fixture.request_with(0.01, gradient_task(1, 5, 10))).unwrap();
+    let finished = run(&mut Trainer::default(), &fixture.request_with(1.0, gradient_task(1, 5, 10))).unwrap();
     // Rows 1, 2, 4, 5, 7, … are trained on.
     let training: Vec<_> = (0..60).filter(|i| i % 3 != 0).collect();
     let order = order::permutation(40, 9, 1).unwrap();
     let shard = rows_of(order[5..15].iter().map(|&position| training[position as usize]));
     let mut kernel = Kernel::new(model(&fixture.job).unwrap(), 1).unwrap();
     let mut expected = vec![0.0; kernel.model().parameters()];
-    let parameters = vec![0.01; expected.len()];
+    let parameters = fixture.parameters(1.0);
     let batch = Batch { features: &shard.features, labels: &shard.labels };
     let outcome = kernel.gradient(&parameters, batch, &mut expected).unwrap();
 
@@ -108,10 +112,10 @@ fn a_gradient_is_the_kernels_at_the_epochs_positions() {
 #[test]
 fn evaluation_in_blocks_gives_the_bits_of_one_call() {
     let fixture = Fixture::new(3 * 5000);
-    let finished = run(&mut Trainer::default(), &fixture.request_with(0.01, evaluate_task(7, 4900))).unwrap();
+    let finished = run(&mut Trainer::default(), &fixture.request_with(1.0, evaluate_task(7, 4900))).unwrap();
     let held_out = rows_of((0..15_000).filter(|i| i % 3 == 0).skip(7).take(4900));
     let mut kernel = Kernel::new(model(&fixture.job).unwrap(), 1).unwrap();
-    let parameters = vec![0.01; kernel.model().parameters()];
+    let parameters = fixture.parameters(1.0);
     let batch = Batch { features: &held_out.features, labels: &held_out.labels };
     let Outcome { loss_sum, correct, samples } = kernel.evaluate(&parameters, batch).unwrap();
     let expected = EvaluateResult { loss_sum, correct, samples };
@@ -131,7 +135,7 @@ fn data_is_kept_for_the_job_that_pinned_it_and_read_anew_for_one_that_is_prepare
     assert_eq!((pinned.training_rows, pinned.held_out_rows), (40, 20));
 
     std::fs::write(&fixture.path, "1,1,1,1,0\n1,1,1,1,1\n").unwrap();
-    let mut train = fixture.request_with(0.01, gradient_task(0, 0, 10));
+    let mut train = fixture.request_with(1.0, gradient_task(0, 0, 10));
     train.data_hash = pinned.data_hash.clone();
     assert!(run(&mut trainer, &train).unwrap().fetch.is_zero(), "kept, whatever became of the file");
 
@@ -152,10 +156,29 @@ fn other_options_on_the_same_file_are_other_data() {
     let first = run(&mut trainer, &fixture.request(task::Kind::Prepare(PrepareTask {}))).unwrap();
     let task_result::Kind::Prepare(first) = first.kind else { panic!("{:?}", first.kind) };
     fixture.job.data.held_out = None;
-    let mut request = fixture.request_with(0.01, gradient_task(0, 0, 60));
+    let mut request = fixture.request_with(1.0, gradient_task(0, 0, 60));
     request.data_hash = first.data_hash;
     let finished = run(&mut trainer, &request).expect("60 training rows and not 40");
     assert!(!finished.fetch.is_zero());
+}
+
+#[test]
+fn what_is_kept_changes_no_result() {
+    let mut fixtures = [Fixture::new(60), Fixture::new(60), Fixture::new(90)];
+    fixtures[1].job.training.seed = 10;
+    let mut kept = Trainer::default();
+    let mut seen = Vec::new();
+    for fixture in &fixtures {
+        for epoch in [0, 1, 0] {
+            let request = fixture.request_with(1.0, gradient_task(epoch, 0, 10));
+            let blob = run(&mut kept, &request).unwrap().blob;
+            assert_eq!(blob, run(&mut Trainer::default(), &request).unwrap().blob, "epoch {epoch}");
+            seen.push(blob);
+        }
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 6, "seed, epoch and rows each choose other samples");
 }
 
 /// A change to a good request.
@@ -165,7 +188,7 @@ type Mistake = fn(&mut RunTask);
 fn every_failure_names_its_cause_and_whose_fault_it_is() {
     use FailureKind::{Attempt, BadInput};
     let fixture = Fixture::new(60);
-    let good = || fixture.request_with(0.01, gradient_task(0, 0, 10));
+    let good = || fixture.request_with(1.0, gradient_task(0, 0, 10));
     let table: [(Mistake, FailureKind, &str); 10] = [
         (|r| r.job_json = "{".to_owned(), BadInput, "the job is refused: line 1: EOF"),
         (
@@ -213,12 +236,12 @@ fn shards_must_lie_within_the_rows() {
     let mut trainer = Trainer::default();
     for (request, expected) in [
         (
-            fixture.request_with(0.01, gradient_task(0, 31, 10)),
+            fixture.request_with(1.0, gradient_task(0, 31, 10)),
             "wants 10 training rows from 31; the data has 40",
         ),
-        (fixture.request_with(0.01, evaluate_task(0, 21)), "wants 21 held-out rows from 0; the data has 20"),
+        (fixture.request_with(1.0, evaluate_task(0, 21)), "wants 21 held-out rows from 0; the data has 20"),
         (
-            fixture.request_with(0.01, gradient_task(0, u64::MAX, 2)),
+            fixture.request_with(1.0, gradient_task(0, u64::MAX, 2)),
             "wants 2 training rows from 18446744073709551615",
         ),
     ] {
@@ -226,17 +249,17 @@ fn shards_must_lie_within_the_rows() {
         assert_eq!(error.kind(), FailureKind::BadInput);
         assert!(error.to_string().contains(expected), "{error}");
     }
-    run(&mut trainer, &fixture.request_with(0.01, gradient_task(0, 30, 10))).unwrap();
-    run(&mut trainer, &fixture.request_with(0.01, evaluate_task(0, 20))).unwrap();
+    run(&mut trainer, &fixture.request_with(1.0, gradient_task(0, 30, 10))).unwrap();
+    run(&mut trainer, &fixture.request_with(1.0, evaluate_task(0, 20))).unwrap();
 }
 
 #[test]
 fn divergence_is_the_jobs_fault_and_comes_with_advice() {
     let fixture = Fixture::new(60);
-    for value in [f32::NAN, 1e30] {
+    for scale in [f32::NAN, 1e30] {
         for request in [
-            fixture.request_with(value, gradient_task(0, 0, 10)),
-            fixture.request_with(value, evaluate_task(0, 10)),
+            fixture.request_with(scale, gradient_task(0, 0, 10)),
+            fixture.request_with(scale, evaluate_task(0, 10)),
         ] {
             let error = run(&mut Trainer::default(), &request).unwrap_err();
             assert_eq!(error.kind(), FailureKind::BadInput);
@@ -251,7 +274,7 @@ fn divergence_is_the_jobs_fault_and_comes_with_advice() {
 fn the_number_of_threads_changes_no_bit() {
     let fixture = Fixture::new(600);
     let mut trainer = Trainer::default();
-    let mut request = fixture.request_with(0.01, gradient_task(0, 0, 400));
+    let mut request = fixture.request_with(1.0, gradient_task(0, 0, 400));
     let one = run(&mut trainer, &request).unwrap();
     request.threads = 2;
     let two = run(&mut trainer, &request).unwrap();

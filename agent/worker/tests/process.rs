@@ -63,6 +63,18 @@ fn pipes_serve_as_well_as_a_socket() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+#[test]
+fn without_a_reader_of_its_answers_it_ends() {
+    let mut child = Command::new(PROGRAM).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Kept open here: waiting on the child would close it.
+    let requests = child.stdin.take();
+    let mut answers = child.stdout.take().unwrap();
+    answers.read_exact(&mut [0]).unwrap();
+    drop(answers);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    drop(requests);
+}
+
 /// A task of 4 TFLOP, which takes a core most of a minute.
 fn long_task(worker: &mut Worker, folder: &tempfile::TempDir) -> RunTask {
     let path = folder.path().join("long.csv");

@@ -3,12 +3,13 @@
 //! An account is opened with its lease and folded into its job's totals once outcome and amount are both
 //! final. Until then it is a row of its own, so that a crash forgets neither.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use wattmill_protocol::{Energy, JobId, NodeId, Token};
 
 use crate::Now;
 use crate::record::{AccountOutcome, AccountRecord, JobRecord, Write};
+use crate::step::Step;
 
 /// An account, and what its estimate rests on.
 #[derive(Clone, Debug)]
@@ -21,7 +22,7 @@ struct Account {
 /// All accounts that are not folded yet, and how far each node's settlements are applied.
 #[derive(Debug, Default)]
 pub(crate) struct Accounts {
-    open: HashMap<Token, Account>,
+    open: BTreeMap<Token, Account>,
     settled: BTreeMap<NodeId, u64>,
 }
 
@@ -58,7 +59,7 @@ impl Accounts {
         outcome: AccountOutcome,
         now: Now,
         jobs: &mut BTreeMap<JobId, JobRecord>,
-        writes: &mut Vec<Write>,
+        out: &mut Step,
     ) {
         let Some(account) = self.open.get_mut(&token) else { return };
         account.record.outcome = outcome;
@@ -67,10 +68,10 @@ impl Accounts {
             let microjoules = (account.power_watts * seconds * 1e6) as u64;
             account.record.energy += Energy::of(wattmill_protocol::Source::Estimate, microjoules);
         }
-        if !self.fold(token, jobs, writes)
+        if !self.fold(token, jobs, out)
             && let Some(account) = self.open.get(&token)
         {
-            writes.push(Write::Account(token, account.record.clone()));
+            out.writes.push(Write::Account(token, account.record.clone()));
         }
     }
 
@@ -80,7 +81,7 @@ impl Accounts {
         node: &NodeId,
         settlement: crate::Settlement,
         jobs: &mut BTreeMap<JobId, JobRecord>,
-        writes: &mut Vec<Write>,
+        out: &mut Step,
     ) -> bool {
         let crate::Settlement { sequence, token, job, energy } = settlement;
         if sequence != self.settled_through(node) + 1 {
@@ -103,12 +104,12 @@ impl Accounts {
             account.record.energy = energy;
             account.record.settled = true;
         }
-        if !self.fold(token, jobs, writes)
+        if !self.fold(token, jobs, out)
             && let Some(account) = self.open.get(&token)
         {
-            writes.push(Write::Account(token, account.record.clone()));
+            out.writes.push(Write::Account(token, account.record.clone()));
         }
-        writes.push(Write::NodeSettled(node.clone(), sequence));
+        out.writes.push(Write::NodeSettled(node.clone(), sequence));
         true
     }
 
@@ -117,24 +118,25 @@ impl Accounts {
         self.settled.get(node).copied().unwrap_or(0)
     }
 
-    fn fold(&mut self, token: Token, jobs: &mut BTreeMap<JobId, JobRecord>, writes: &mut Vec<Write>) -> bool {
+    fn fold(&mut self, token: Token, jobs: &mut BTreeMap<JobId, JobRecord>, out: &mut Step) -> bool {
         let Some(account) = self.open.get(&token).filter(|a| a.record.settled) else { return false };
         let AccountRecord { job, node, outcome, energy, .. } = &account.record;
         if *outcome == AccountOutcome::Open {
             return false;
         }
-        if let Some(job) = jobs.get_mut(job) {
-            let share = job.nodes.entry(node.clone()).or_default();
+        if let Some(record) = jobs.get_mut(job) {
+            out.changed.insert(job.clone());
+            let share = record.nodes.entry(node.clone()).or_default();
             match *outcome {
                 AccountOutcome::Wasted(reason) => {
                     share.wasted += *energy;
-                    *job.wasted.entry(reason).or_default() += *energy;
+                    *record.wasted.entry(reason).or_default() += *energy;
                 }
                 _ => share.committed += *energy,
             }
         }
         self.open.remove(&token);
-        writes.push(Write::AccountClosed(token));
+        out.writes.push(Write::AccountClosed(token));
         true
     }
 

@@ -53,6 +53,8 @@ struct Session {
 #[derive(Debug)]
 struct Running {
     round: Option<Round>,
+    /// Leases of collectors before this one are not taken up.
+    since_generation: u32,
     /// When settling gives up; `None` before.
     settle_ends_ms: Option<u64>,
 }
@@ -92,6 +94,7 @@ impl Work {
             let settling = job.phase == Phase::Settling;
             let running = Running {
                 round: if settling { None } else { Round::next(job) },
+                since_generation: job.generation,
                 settle_ends_ms: settling.then_some(now.monotonic_ms + settings.settle_ms),
             };
             work.running.insert(job.id.clone(), running);
@@ -173,9 +176,11 @@ impl Work {
         now.monotonic_ms >= self.recovering_until_ms
     }
 
-    /// Whether `node` may work on `job`.
+    /// Whether a node of `numerics` may work on `job`. They are pinned by the commit of the preparing round:
+    /// before it, any node may have to prepare anew.
     pub fn eligible(&self, job: &JobRecord, numerics: &str) -> bool {
         job.spec.training.numerics == NumericsPolicy::Any
+            || job.round == 0
             || job.numerics.as_deref().is_none_or(|pinned| pinned == numerics)
     }
 
@@ -232,6 +237,7 @@ impl Work {
             prepared: None,
             numerics: None,
             round: 0,
+            generation: self.generation,
             parameters: None,
             optimizer: None,
             last_tokens: Vec::new(),
@@ -247,7 +253,9 @@ impl Work {
             elapsed_ms: 0,
             peak_flop_seconds: Some(0.0),
         };
-        self.running.insert(id.clone(), Running { round: Round::next(&job), settle_ends_ms: None });
+        let round = Round::next(&job);
+        let since_generation = self.generation;
+        self.running.insert(id.clone(), Running { round, since_generation, settle_ends_ms: None });
         out.changed.insert(id.clone());
         self.jobs.insert(id, job);
     }
@@ -261,6 +269,9 @@ impl Work {
         now: Now,
         out: &mut Step,
     ) {
+        if self.sessions.get(node).is_some_and(|session| session.number > number) {
+            return;
+        }
         self.sessions.insert(node.clone(), Session { number, capability, grace_ends_ms: None });
         let kept: BTreeSet<Token> = held.iter().map(|h| h.token).collect();
         // A node that came back without a lease will never report it.
@@ -268,8 +279,10 @@ impl Work {
         for lease in held {
             self.take_up(node, lease, now, out);
         }
+        let counts: BTreeSet<Token> =
+            self.running.values().filter_map(|r| r.round.as_ref()).flat_map(Round::tokens).collect();
         for token in self.accounts.orphans(node, self.generation) {
-            if !kept.contains(&token) {
+            if !kept.contains(&token) && !counts.contains(&token) {
                 let outcome = AccountOutcome::Wasted(WasteReason::CollectorRestarted);
                 self.accounts.conclude(token, outcome, now, &mut self.jobs, out);
             }
@@ -286,6 +299,7 @@ impl Work {
                 let lease = self.new_lease(held.token, node, now);
                 if let Some(shard) = self.shard_mut(&held.job, held.shard) {
                     shard.state = ShardState::Leased(lease);
+                    shard.newest = Some(held.token);
                     shard.attempts += 1;
                     self.accounts.open(held.token, held.job.clone(), node.clone(), now);
                 }
@@ -303,16 +317,22 @@ impl Work {
 
     fn standing(&self, node: &NodeId, held: &HeldLease) -> Standing {
         let Some(job) = self.jobs.get(&held.job) else { return Standing::Stale };
-        if job.last_tokens.contains(&held.token) {
+        if job.last_tokens.contains(&held.token) || self.accounts.committed(held.token) {
             return Standing::Committed;
         }
-        let round = self.running.get(&held.job).and_then(|r| r.round.as_ref());
-        let Some(round) = round.filter(|r| r.number == held.round) else { return Standing::Stale };
-        match round.shards.get(held.shard as usize).map(|s| &s.state) {
-            Some(ShardState::Leased(l)) if l.token == held.token && l.node == *node => Standing::Current,
-            Some(ShardState::Received { token, .. }) if *token == held.token => Standing::Current,
-            Some(ShardState::Pending)
-                if held.token.generation() < self.generation && !self.accounts.concluded(held.token) =>
+        let Some(running) = self.running.get(&held.job) else { return Standing::Stale };
+        let round = running.round.as_ref().filter(|round| round.number == held.round);
+        let Some(shard) = round.and_then(|r| r.shards.get(held.shard as usize)) else {
+            return Standing::Stale;
+        };
+        let generations = running.since_generation..self.generation;
+        match &shard.state {
+            ShardState::Leased(l) if l.token == held.token && l.node == *node => Standing::Current,
+            ShardState::Received { token, .. } if *token == held.token => Standing::Current,
+            ShardState::Pending
+                if generations.contains(&held.token.generation())
+                    && shard.newest < Some(held.token)
+                    && !self.accounts.concluded(held.token) =>
             {
                 Standing::Free
             }
@@ -364,9 +384,15 @@ impl Work {
             return;
         };
         shard_state.state = ShardState::Leased(lease);
+        shard_state.newest = Some(token);
         shard_state.attempts += 1;
         let (task, attempt) = (shard_state.task, shard_state.attempts);
         self.last_token = token;
+        let generation = self.generation;
+        if let Some(record) = self.jobs.get_mut(job).filter(|record| record.generation < generation) {
+            record.generation = generation;
+            out.changed.insert(job.clone());
+        }
         self.accounts.open(token, job.clone(), node.clone(), now);
         let job = job.clone();
         let round = number;
@@ -496,7 +522,9 @@ impl Work {
             Ok(reduction) => reduction,
             Err(reason) => {
                 // The round's shards are waste with the job.
-                self.running.insert(job.clone(), Running { round: Some(round), settle_ends_ms: None });
+                if let Some(running) = self.running.get_mut(job) {
+                    running.round = Some(round);
+                }
                 return self.end_job(job, Phase::Failed, Some(reason), now, out);
             }
         };
@@ -505,6 +533,7 @@ impl Work {
             .filter(|blob| *blob != reduction.parameters && Some(*blob) != reduction.optimizer)
             .collect();
         let manifest = commit_round(record, &round, reduction, now);
+        record.generation = self.generation;
         for commit in &manifest.shards {
             out.send(&commit.node, Message::Committed { tokens: vec![commit.token] });
         }
@@ -515,7 +544,9 @@ impl Work {
             record.phase = Phase::Settling;
         }
         let settle_ends_ms = next.is_none().then_some(now.monotonic_ms + self.settings.settle_ms);
-        self.running.insert(job.clone(), Running { round: next, settle_ends_ms });
+        let since_generation = self.generation;
+        self.running.insert(job.clone(), Running { round: next, since_generation, settle_ends_ms });
+        self.accounts.close_folded(job, out);
         for token in tokens {
             self.accounts.conclude(token, AccountOutcome::Committed, now, &mut self.jobs, out);
         }
@@ -624,6 +655,7 @@ impl Work {
         record.ended_unix_ms = Some(now.unix_ms);
         record.reason = reason;
         out.changed.insert(job.clone());
+        self.accounts.close_folded(job, out);
         out.effects.push(Effect::Ended { job: job.clone() });
     }
 }
@@ -716,6 +748,7 @@ fn commit_round(job: &mut JobRecord, round: &Round, reduction: Reduction, now: N
     job.parameters = Some(reduction.parameters);
     job.optimizer = reduction.optimizer;
     job.round = round.number + 1;
+    job.reason = None;
     if job.phase == Phase::Preparing {
         job.phase = Phase::Training;
     }

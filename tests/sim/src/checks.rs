@@ -223,7 +223,7 @@ impl Checks {
             found.insert(&job.id, wasted + shares.map(|share| share.committed).sum());
         }
         for (_, account) in accounts {
-            if account.settled {
+            if account.settled && !account.folded() {
                 *found.entry(&account.job).or_default() += account.energy;
             }
         }

@@ -336,7 +336,11 @@ impl Simulation {
             .zip(&context.scenario.jobs)
             .all(|(user, plan)| user.job.is_some() && (plan.cancel_ms.is_none() || user.cancelled));
         let ended = collector.work().is_some_and(|work| work.jobs().all(|job| job.phase.ended()));
-        if answered && ended && collector.idle() && living().all(Node::at_rest) {
+        let connected = |node: &Node| {
+            collector.work().is_some_and(|work| work.connected().any(|(id, _)| id == node.id()))
+        };
+        let rest = living().all(|node| node.at_rest() && connected(node));
+        if answered && ended && collector.idle() && rest {
             self.done = true;
             return self.judge();
         }

@@ -278,8 +278,9 @@ impl Checks {
             | Message::Reply { token, outcome: wattmill_work::ReportOutcome::Stale } => {
                 self.refused.insert(*token);
                 // Which tokens older rounds committed is forgotten once their joules are folded.
+                let unsettled = !self.truth.values().any(|t| t.tokens.iter().any(|(t, ..)| t == token));
                 let newest = self.committed.get(token).is_some_and(|(job, round)| {
-                    self.rounds.get(job).is_some_and(|rounds| rounds.len() as u32 == round + 1)
+                    self.rounds.get(job).is_some_and(|rounds| unsettled || rounds.len() as u32 == round + 1)
                 });
                 hold(!newest, || format!("{token} is committed and refused"))
             }

@@ -34,6 +34,11 @@ pub enum What {
         /// The message.
         message: FromNode,
     },
+    /// A session breaks.
+    Sever {
+        /// Which.
+        connection: u64,
+    },
     /// A node notices that its session is gone.
     NodeSees {
         /// Which.

@@ -20,6 +20,8 @@ use crate::train;
 const RENEW_MS: u64 = 2_500;
 /// Longest until a lease's last metering window closes.
 const WINDOW_MS: u64 = 1_500;
+/// Sessions of a thousand that break as soon as they stand.
+const FLAKY_PER_MILLE: u64 = 60;
 /// Time between attempts to reach the collector.
 const RETRY_MS: u64 = 300;
 
@@ -237,7 +239,12 @@ impl Node {
             }
             return;
         };
-        self.connection = Some(network.connect(self.index, process));
+        let number = network.connect(self.index, process);
+        self.connection = Some(number);
+        if context.faults && context.random.chance(FLAKY_PER_MILLE) {
+            // A session that breaks while its Hello is on its way: it may arrive after the next one's.
+            context.between(1, 100, What::Sever { connection: number });
+        }
         let kept = self.results.values().map(|kept| HeldLease {
             token: kept.report.token,
             job: kept.report.job.clone(),

@@ -132,10 +132,14 @@ impl Scenario {
         Self {
             nodes,
             jobs,
-            settings: Settings { lease_ms: *random.pick(&[8_000, 15_000, 30_000]), ..Settings::default() },
+            settings: Settings {
+                lease_ms: *random.pick(&[3_000, 8_000, 15_000, 30_000]),
+                grace_ms: *random.pick(&[500, 3_000, 3_000]),
+                ..Settings::default()
+            },
             assignment: *random.pick(&[Assignment::RoundRobin, Assignment::RoundRobin, Assignment::Random]),
             faults,
-            fault_every_ms: *random.pick(&[400, 1_000, 3_000, 8_000]),
+            fault_every_ms: *random.pick(&[150, 400, 1_000, 3_000, 8_000]),
             heal_ms: random.range(15_000, 90_000),
             collector_crashes_per_mille: if quiet { 0 } else { crashes },
         }

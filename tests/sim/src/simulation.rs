@@ -144,6 +144,10 @@ impl Simulation {
                 }
                 _ => Ok(()),
             },
+            What::Sever { connection } => {
+                network.sever(context, connection);
+                Ok(())
+            }
             What::NodeSees { connection } => {
                 if let Some((node, _)) = network.ends(connection) {
                     let node = &mut nodes[node];

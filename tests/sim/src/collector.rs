@@ -167,10 +167,11 @@ impl Collector {
         (node, number): (&NodeId, u64),
         message: FromNode,
     ) -> Result<(), Broken> {
-        let Some(process) = &mut self.process else { return Ok(()) };
+        let Some(process) = self.process.as_mut().filter(|_| network.reads(number, &message)) else {
+            return Ok(());
+        };
         let node = node.clone();
         let event = match message {
-            FromNode::Hello { .. } if network.is_closed(number) => return Ok(()),
             FromNode::Hello { capability, held } => {
                 let route = process.routes.entry(node.clone()).or_insert(number);
                 *route = number.max(*route);

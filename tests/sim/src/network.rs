@@ -67,6 +67,7 @@ struct Connection {
     node: usize,
     process: u64,
     up: bool,
+    greeted: bool,
     closed: bool,
     flights: [VecDeque<Flight>; 2],
     last_ms: [u64; 2],
@@ -87,6 +88,7 @@ impl Network {
             node,
             process,
             up: true,
+            greeted: false,
             closed: false,
             flights: [VecDeque::new(), VecDeque::new()],
             last_ms: [0, 0],
@@ -181,8 +183,10 @@ impl Network {
         }
     }
 
-    /// Whether the collector has seen the end of a session.
-    pub fn is_closed(&self, number: u64) -> bool {
-        self.connections.get(&number).is_none_or(|c| c.closed)
+    /// The collector reads a session's message: not before its Hello, and no Hello after its end.
+    pub fn reads(&mut self, number: u64, message: &FromNode) -> bool {
+        let Some(connection) = self.connections.get_mut(&number) else { return false };
+        connection.greeted |= matches!(message, FromNode::Hello { .. }) && !connection.closed;
+        connection.greeted
     }
 }

@@ -37,7 +37,7 @@ fi
 
 # The newest lists may be needed for either; fetching them once is enough.
 apt() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" >/dev/null; }
-say "installing through apt: ${install[*]}${unpack:+ (unpacked into .cache/tools: ${unpack[*]})}"
+say "getting through apt: ${install[*]}${unpack:+${install:+, and }unpacked into .cache/tools: ${unpack[*]}}"
 apt update
 [ ${#install[@]} -eq 0 ] || apt install -y --no-install-recommends "${install[@]}"
 mkdir -p .cache/tools

@@ -61,7 +61,8 @@ pub(crate) async fn submit(common: &Common, options: &Submit) -> Result<(), Erro
 fn read(path: &Path) -> Result<String, Error> {
     let bytes = fs::metadata(path).map_err(Error::file("read", path))?.len();
     if bytes > MAX_JOB_FILE_BYTES {
-        let source = std::io::Error::other(format!("{bytes} bytes; a job file has at most {MAX_JOB_FILE_BYTES}"));
+        let source =
+            std::io::Error::other(format!("{bytes} bytes; a job file has at most {MAX_JOB_FILE_BYTES}"));
         return Err(Error::file("read", path)(source));
     }
     fs::read_to_string(path).map_err(Error::file("read", path))
@@ -74,7 +75,11 @@ pub(crate) async fn send(client: &mut Client, job_toml: String) -> Result<String
 }
 
 /// Shows a job until it ends.
-pub(crate) async fn follow(client: &mut Client, job: &str, progress: &mut Progress) -> Result<v1::JobView, Error> {
+pub(crate) async fn follow(
+    client: &mut Client,
+    job: &str,
+    progress: &mut Progress,
+) -> Result<v1::JobView, Error> {
     let mut views = watch::stream(client).await?;
     while let Some(view) = views.message().await? {
         progress.show(&view, Some(job));
@@ -83,7 +88,9 @@ pub(crate) async fn follow(client: &mut Client, job: &str, progress: &mut Progre
             return Ok(view);
         }
     }
-    Err(Error::Answer(format!("the collector ended the watch; `wattmill job {job}` shows how the job stands")))
+    Err(Error::Answer(format!(
+        "the collector ended the watch; `wattmill job {job}` shows how the job stands"
+    )))
 }
 
 /// A job that did not finish is an error.
@@ -101,7 +108,12 @@ pub(crate) fn check_ended(view: &v1::JobView) -> Result<(), Error> {
     }
 }
 
-async fn finish(client: &mut Client, view: v1::JobView, outputs: &Outputs, as_json: bool) -> Result<(), Error> {
+async fn finish(
+    client: &mut Client,
+    view: v1::JobView,
+    outputs: &Outputs,
+    as_json: bool,
+) -> Result<(), Error> {
     let (view, report) = client.job(&view.id).await?;
     save(client, &view, &report, outputs).await?;
     print(&view, outputs, as_json);
@@ -224,7 +236,10 @@ pub(crate) fn shares(view: &v1::JobView) -> String {
 
 /// Joules by source; amounts are not rounded.
 pub(crate) fn joules_by_source(energy: Energy) -> Value {
-    energy.parts().map(|(source, microjoules)| (source.as_str().to_owned(), json!(microjoules as f64 / 1e6))).collect()
+    energy
+        .parts()
+        .map(|(source, microjoules)| (source.as_str().to_owned(), json!(microjoules as f64 / 1e6)))
+        .collect()
 }
 
 /// Committed and wasted joules of a job.

@@ -34,7 +34,13 @@ struct Arguments {
 #[derive(Args, Clone)]
 struct Common {
     /// The collector's gRPC address.
-    #[arg(long, global = true, value_name = "URL", env = "WATTMILL_COLLECTOR", default_value = "http://127.0.0.1:4317")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "WATTMILL_COLLECTOR",
+        default_value = "http://127.0.0.1:4317"
+    )]
     collector: String,
     /// Print JSON instead of a table.
     #[arg(long, global = true)]

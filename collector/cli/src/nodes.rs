@@ -88,10 +88,7 @@ pub(crate) fn table(nodes: &[v1::NodeView]) -> String {
             ]
         })
         .collect();
-    show::table(
-        &["NAME", "STATE", "POWER", "ENERGY", "RATE", "LEASES", "PEAK", "TELEMETRY", "PLAN"],
-        &rows,
-    )
+    show::table(&["NAME", "STATE", "POWER", "ENERGY", "RATE", "LEASES", "PEAK", "TELEMETRY", "PLAN"], &rows)
 }
 
 fn json(node: &v1::NodeView) -> NodeJson<'_> {

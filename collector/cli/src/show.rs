@@ -19,11 +19,18 @@ pub(crate) fn joules(energy: Option<v1::Energy>) -> String {
 
 /// A figure with three significant digits and an SI prefix.
 pub(crate) fn scaled(value: f64, unit: &str) -> String {
-    const PREFIXES: [(f64, &str); 6] = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m")];
+    const PREFIXES: [(f64, &str); 6] =
+        [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m")];
     let (factor, prefix) =
         PREFIXES.into_iter().find(|(factor, _)| value.abs() >= *factor).unwrap_or((1.0, ""));
     let scaled = value / factor;
-    let decimals = if scaled.abs() >= 100.0 { 0 } else if scaled.abs() >= 10.0 { 1 } else { 2 };
+    let decimals = if scaled.abs() >= 100.0 {
+        0
+    } else if scaled.abs() >= 10.0 {
+        1
+    } else {
+        2
+    };
     format!("{scaled:.decimals$} {prefix}{unit}")
 }
 
@@ -53,7 +60,8 @@ pub(crate) fn state(job: &v1::JobView) -> &'static str {
 /// Text from elsewhere, safe for a terminal: control characters and direction marks are shown, not obeyed.
 pub(crate) fn text(text: &str) -> String {
     let unsafe_mark = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     let show = |c: char| if unsafe_mark(c) { c.escape_unicode().to_string() } else { c.to_string() };
     text.chars().map(show).collect()
@@ -104,7 +112,8 @@ mod tests {
 
     #[test]
     fn tables_line_up() {
-        let rows = vec![vec!["a".to_owned(), "1.0 W".to_owned()], vec!["bcd".to_owned(), "10.0 W".to_owned()]];
+        let rows =
+            vec![vec!["a".to_owned(), "1.0 W".to_owned()], vec!["bcd".to_owned(), "10.0 W".to_owned()]];
         assert_eq!(table(&["NAME", "POWER"], &rows), "NAME  POWER\na      1.0 W\nbcd   10.0 W");
     }
 }

@@ -110,6 +110,6 @@ fn start_log(format: LogFormat) {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     match format {
         LogFormat::Text => log.with_ansi(colours).with_target(false).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }

@@ -3,12 +3,13 @@
 //! An account is opened with its lease and folded into its job's totals once outcome and amount are both
 //! final. Until then it is a row of its own, so that a crash forgets neither.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use wattmill_protocol::{Energy, JobId, NodeId, Token};
 
 use crate::Now;
 use crate::record::{AccountOutcome, AccountRecord, JobRecord, Write};
+use crate::step::Step;
 
 /// An account, and what its estimate rests on.
 #[derive(Clone, Debug)]
@@ -21,7 +22,7 @@ struct Account {
 /// All accounts that are not folded yet, and how far each node's settlements are applied.
 #[derive(Debug, Default)]
 pub(crate) struct Accounts {
-    open: HashMap<Token, Account>,
+    open: BTreeMap<Token, Account>,
     settled: BTreeMap<NodeId, u64>,
 }
 
@@ -58,7 +59,7 @@ impl Accounts {
         outcome: AccountOutcome,
         now: Now,
         jobs: &mut BTreeMap<JobId, JobRecord>,
-        writes: &mut Vec<Write>,
+        out: &mut Step,
     ) {
         let Some(account) = self.open.get_mut(&token) else { return };
         account.record.outcome = outcome;
@@ -67,11 +68,7 @@ impl Accounts {
             let microjoules = (account.power_watts * seconds * 1e6) as u64;
             account.record.energy += Energy::of(wattmill_protocol::Source::Estimate, microjoules);
         }
-        if !self.fold(token, jobs, writes)
-            && let Some(account) = self.open.get(&token)
-        {
-            writes.push(Write::Account(token, account.record.clone()));
-        }
+        self.put(token, jobs, out);
     }
 
     /// A node settles a lease. Repetitions change nothing; returns whether it was the next in sequence.
@@ -80,7 +77,7 @@ impl Accounts {
         node: &NodeId,
         settlement: crate::Settlement,
         jobs: &mut BTreeMap<JobId, JobRecord>,
-        writes: &mut Vec<Write>,
+        out: &mut Step,
     ) -> bool {
         let crate::Settlement { sequence, token, job, energy } = settlement;
         if sequence != self.settled_through(node) + 1 {
@@ -102,13 +99,9 @@ impl Accounts {
         if account.record.node == *node {
             account.record.energy = energy;
             account.record.settled = true;
+            self.put(token, jobs, out);
         }
-        if !self.fold(token, jobs, writes)
-            && let Some(account) = self.open.get(&token)
-        {
-            writes.push(Write::Account(token, account.record.clone()));
-        }
-        writes.push(Write::NodeSettled(node.clone(), sequence));
+        out.writes.push(Write::NodeSettled(node.clone(), sequence));
         true
     }
 
@@ -117,25 +110,41 @@ impl Accounts {
         self.settled.get(node).copied().unwrap_or(0)
     }
 
-    fn fold(&mut self, token: Token, jobs: &mut BTreeMap<JobId, JobRecord>, writes: &mut Vec<Write>) -> bool {
-        let Some(account) = self.open.get(&token).filter(|a| a.record.settled) else { return false };
-        let AccountRecord { job, node, outcome, energy, .. } = &account.record;
-        if *outcome == AccountOutcome::Open {
-            return false;
-        }
-        if let Some(job) = jobs.get_mut(job) {
-            let share = job.nodes.entry(node.clone()).or_default();
-            match *outcome {
+    /// Writes an account. Once its outcome and its amount are final it is folded into its job's totals; a
+    /// waste of a job that runs stays known until the round is over, so that its token is not taken up
+    /// again.
+    fn put(&mut self, token: Token, jobs: &mut BTreeMap<JobId, JobRecord>, out: &mut Step) {
+        let Some(record) = self.open.get(&token).map(|account| &account.record) else { return };
+        let mut keep = !record.folded();
+        if let Some(job) = jobs.get_mut(&record.job).filter(|_| record.folded()) {
+            out.changed.insert(record.job.clone());
+            let share = job.nodes.entry(record.node.clone()).or_default();
+            match record.outcome {
                 AccountOutcome::Wasted(reason) => {
-                    share.wasted += *energy;
-                    *job.wasted.entry(reason).or_default() += *energy;
+                    share.wasted += record.energy;
+                    *job.wasted.entry(reason).or_default() += record.energy;
+                    keep = !job.phase.ended();
                 }
-                _ => share.committed += *energy,
+                _ => share.committed += record.energy,
             }
         }
+        if keep {
+            out.writes.push(Write::Account(token, record.clone()));
+        } else {
+            self.close(token, out);
+        }
+    }
+
+    fn close(&mut self, token: Token, out: &mut Step) {
         self.open.remove(&token);
-        writes.push(Write::AccountClosed(token));
-        true
+        out.writes.push(Write::AccountClosed(token));
+    }
+
+    /// The job's round is over: no token of it can be taken up again.
+    pub(crate) fn close_folded(&mut self, job: &JobId, out: &mut Step) {
+        let folded = self.open.iter().filter(|(_, a)| a.record.folded() && a.record.job == *job);
+        let tokens: Vec<Token> = folded.map(|(token, _)| *token).collect();
+        tokens.into_iter().for_each(|token| self.close(token, out));
     }
 
     /// Accounts of a job that are not folded yet.
@@ -143,7 +152,7 @@ impl Accounts {
         &'a self,
         job: &'a JobId,
     ) -> impl Iterator<Item = (Token, &'a AccountRecord)> + 'a {
-        self.open.iter().filter(move |(_, a)| a.record.job == *job).map(|(t, a)| (*t, &a.record))
+        self.all().filter(move |(_, account)| account.job == *job)
     }
 
     /// Accounts without an outcome whose node is `node` and that a former collector opened.
@@ -164,7 +173,13 @@ impl Accounts {
         self.open.get(&token).is_some_and(|a| a.record.outcome != AccountOutcome::Open)
     }
 
+    /// Whether a token's round is known to be committed with it.
+    pub(crate) fn committed(&self, token: Token) -> bool {
+        self.open.get(&token).is_some_and(|a| a.record.outcome == AccountOutcome::Committed)
+    }
+
+    /// Accounts that are not folded yet.
     pub(crate) fn all(&self) -> impl Iterator<Item = (Token, &AccountRecord)> {
-        self.open.iter().map(|(t, a)| (*t, &a.record))
+        self.open.iter().filter(|(_, a)| !a.record.folded()).map(|(t, a)| (*t, &a.record))
     }
 }

@@ -29,7 +29,7 @@ pub enum Event {
     Opened {
         /// Who.
         node: NodeId,
-        /// Numbers sessions: the close of an older one changes nothing.
+        /// Numbers sessions in the order of their acceptance: an older one changes nothing.
         session: u64,
         /// What the node can do.
         capability: Capability,
@@ -253,9 +253,11 @@ pub enum Effect {
         /// Optimizer step (from 1) and how many the job has; zero when nothing is to be optimized.
         step: (u64, u64),
     },
-    /// A round was committed: its gradients and the blobs before it are no longer needed.
+    /// A round was committed or a job ended, and no longer needs these blobs. Another job may: equal blobs
+    /// have one name. Remove those that [`crate::Work::blobs_in_use`] does not name either, while no write
+    /// and no reduction is on its way.
     Retire {
-        /// Blobs that nothing names any more.
+        /// Blobs that the job does not name any more.
         blobs: Vec<Hash>,
     },
     /// A job ended.

@@ -14,6 +14,7 @@ mod event;
 pub mod memory;
 mod record;
 mod round;
+mod step;
 pub mod store;
 mod work;
 

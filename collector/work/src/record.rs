@@ -114,6 +114,9 @@ pub struct JobRecord {
     pub numerics: Option<String>,
     /// The round that runs: all before it are committed.
     pub round: u32,
+    /// Newest collector that gave a lease of that round: those of older ones are void after a restart, since
+    /// a greater token of their shard may have been given.
+    pub generation: u32,
     /// Newest committed parameters.
     pub parameters: Option<Hash>,
     /// Newest committed state of the optimizer.
@@ -203,6 +206,13 @@ pub struct AccountRecord {
     pub settled: bool,
 }
 
+impl AccountRecord {
+    /// Whether outcome and amount are final: its joules are in its job's totals.
+    pub fn folded(&self) -> bool {
+        self.settled && self.outcome != AccountOutcome::Open
+    }
+}
+
 /// One change of the store. The writes of a step are committed together or not at all.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
@@ -212,9 +222,9 @@ pub enum Write {
     Job(Box<JobRecord>),
     /// Inserts a round; a second one of the same number is an error.
     Round(Box<RoundRecord>),
-    /// Inserts or replaces an unsettled account.
+    /// Inserts or replaces an account.
     Account(Token, AccountRecord),
-    /// An account is folded into its job's totals.
+    /// An account is folded into its job's totals, and its token can never count again.
     AccountClosed(Token),
     /// Settlements of a node up to this one are applied.
     NodeSettled(NodeId, u64),
@@ -227,7 +237,7 @@ pub struct Stored {
     pub generation: u32,
     /// All jobs within retention.
     pub jobs: Vec<JobRecord>,
-    /// Unsettled accounts.
+    /// Accounts that are not closed.
     pub accounts: Vec<(Token, AccountRecord)>,
     /// Last applied settlement of each node.
     pub settled: Vec<(NodeId, u64)>,

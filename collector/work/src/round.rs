@@ -104,6 +104,8 @@ pub struct Shard {
     pub task: Task,
     /// How it stands.
     pub state: ShardState,
+    /// Greatest token that was live: none that is not above it will be.
+    pub newest: Option<Token>,
     /// Leases given so far.
     pub attempts: u32,
     /// Attempts that failed by themselves.
@@ -162,7 +164,7 @@ impl Round {
             }
             _ => vec![Task::Prepare],
         };
-        let shard = |task| Shard { task, state: ShardState::Pending, attempts: 0, failures: 0 };
+        let shard = |task| Shard { task, state: ShardState::Pending, newest: None, attempts: 0, failures: 0 };
         Some(Self {
             number: job.round,
             kind,
@@ -178,6 +180,15 @@ impl Round {
             .enumerate()
             .find(|(_, s)| matches!(&s.state, ShardState::Leased(l) if l.token == token))
             .map(|(i, s)| (i as u32, s))
+    }
+
+    /// Tokens that are live or whose result is here.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = Token> + '_ {
+        self.shards.iter().filter_map(|shard| match &shard.state {
+            ShardState::Leased(lease) => Some(lease.token),
+            ShardState::Received { token, .. } => Some(*token),
+            ShardState::Pending | ShardState::Quarantined => None,
+        })
     }
 
     /// Whether every shard's result is here.

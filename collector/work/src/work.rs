@@ -16,6 +16,7 @@ use crate::record::{
     AccountOutcome, AccountRecord, JobRecord, Phase, RoundRecord, ShardCommit, Stored, WasteReason, Write,
 };
 use crate::round::{Kind, Lease, Round, ShardState, Task, total_rounds, total_steps};
+use crate::step::Step;
 
 /// Most rounds of a job: what a 32-bit round number holds, with room for the first and the last.
 const MAX_ROUNDS: u64 = u32::MAX as u64 - 2;
@@ -52,21 +53,10 @@ struct Session {
 #[derive(Debug)]
 struct Running {
     round: Option<Round>,
+    /// Leases of collectors before this one are not taken up.
+    since_generation: u32,
     /// When settling gives up; `None` before.
     settle_ends_ms: Option<u64>,
-}
-
-/// The writes and effects of a step, in order.
-#[derive(Debug, Default)]
-struct Out {
-    writes: Vec<Write>,
-    effects: Vec<Effect>,
-}
-
-impl Out {
-    fn send(&mut self, node: &NodeId, message: Message) {
-        self.effects.push(Effect::Send { node: node.clone(), message });
-    }
 }
 
 /// The state of all jobs and leases.
@@ -104,6 +94,7 @@ impl Work {
             let settling = job.phase == Phase::Settling;
             let running = Running {
                 round: if settling { None } else { Round::next(job) },
+                since_generation: job.generation,
                 settle_ends_ms: settling.then_some(now.monotonic_ms + settings.settle_ms),
             };
             work.running.insert(job.id.clone(), running);
@@ -114,7 +105,7 @@ impl Work {
 
     /// Takes in one event.
     pub fn apply(&mut self, event: Event, now: Now) -> (Vec<Write>, Vec<Effect>) {
-        let mut out = Out::default();
+        let mut out = Step::default();
         match event {
             Event::Submitted { job, spec, key } => self.submitted(job, spec, key, now, &mut out),
             Event::Cancelled { job } => self.end_job(&job, Phase::Cancelled, None, now, &mut out),
@@ -132,7 +123,10 @@ impl Work {
             Event::Reduced { job, round, reduction } => self.reduced(&job, round, reduction, now, &mut out),
             Event::Tick { peak_flops } => self.tick(peak_flops, now, &mut out),
         }
-        (out.writes, out.effects)
+        let Step { mut writes, effects, changed } = out;
+        let records = changed.iter().filter_map(|id| self.jobs.get(id));
+        writes.extend(records.map(|record| Write::Job(Box::new(record.clone()))));
+        (writes, effects)
     }
 
     // What others read.
@@ -182,9 +176,11 @@ impl Work {
         now.monotonic_ms >= self.recovering_until_ms
     }
 
-    /// Whether `node` may work on `job`.
+    /// Whether a node of `numerics` may work on `job`. They are pinned by the commit of the preparing round:
+    /// before it, any node may have to prepare anew.
     pub fn eligible(&self, job: &JobRecord, numerics: &str) -> bool {
         job.spec.training.numerics == NumericsPolicy::Any
+            || job.round == 0
             || job.numerics.as_deref().is_none_or(|pinned| pinned == numerics)
     }
 
@@ -225,7 +221,7 @@ impl Work {
         spec: Arc<wattmill_protocol::job::Job>,
         key: String,
         now: Now,
-        out: &mut Out,
+        out: &mut Step,
     ) {
         if self.jobs.contains_key(&id) {
             return;
@@ -241,6 +237,7 @@ impl Work {
             prepared: None,
             numerics: None,
             round: 0,
+            generation: self.generation,
             parameters: None,
             optimizer: None,
             last_tokens: Vec::new(),
@@ -256,8 +253,10 @@ impl Work {
             elapsed_ms: 0,
             peak_flop_seconds: Some(0.0),
         };
-        self.running.insert(id.clone(), Running { round: Round::next(&job), settle_ends_ms: None });
-        out.writes.push(Write::Job(Box::new(job.clone())));
+        let round = Round::next(&job);
+        let since_generation = self.generation;
+        self.running.insert(id.clone(), Running { round, since_generation, settle_ends_ms: None });
+        out.changed.insert(id.clone());
         self.jobs.insert(id, job);
     }
 
@@ -268,8 +267,11 @@ impl Work {
         capability: Capability,
         held: &[HeldLease],
         now: Now,
-        out: &mut Out,
+        out: &mut Step,
     ) {
+        if self.sessions.get(node).is_some_and(|session| session.number > number) {
+            return;
+        }
         self.sessions.insert(node.clone(), Session { number, capability, grace_ends_ms: None });
         let kept: BTreeSet<Token> = held.iter().map(|h| h.token).collect();
         // A node that came back without a lease will never report it.
@@ -277,17 +279,19 @@ impl Work {
         for lease in held {
             self.take_up(node, lease, now, out);
         }
+        let counts: BTreeSet<Token> =
+            self.running.values().filter_map(|r| r.round.as_ref()).flat_map(Round::tokens).collect();
         for token in self.accounts.orphans(node, self.generation) {
-            if !kept.contains(&token) {
+            if !kept.contains(&token) && !counts.contains(&token) {
                 let outcome = AccountOutcome::Wasted(WasteReason::CollectorRestarted);
-                self.accounts.conclude(token, outcome, now, &mut self.jobs, &mut out.writes);
+                self.accounts.conclude(token, outcome, now, &mut self.jobs, out);
             }
         }
         out.send(node, Message::Settled { sequence: self.accounts.settled_through(node) });
     }
 
     /// A node says that it holds a lease: it goes on, is taken up from a former collector, or is revoked.
-    fn take_up(&mut self, node: &NodeId, held: &HeldLease, now: Now, out: &mut Out) {
+    fn take_up(&mut self, node: &NodeId, held: &HeldLease, now: Now, out: &mut Step) {
         match self.standing(node, held) {
             Standing::Current => {}
             Standing::Committed => out.send(node, Message::Committed { tokens: vec![held.token] }),
@@ -295,6 +299,7 @@ impl Work {
                 let lease = self.new_lease(held.token, node, now);
                 if let Some(shard) = self.shard_mut(&held.job, held.shard) {
                     shard.state = ShardState::Leased(lease);
+                    shard.newest = Some(held.token);
                     shard.attempts += 1;
                     self.accounts.open(held.token, held.job.clone(), node.clone(), now);
                 }
@@ -303,7 +308,7 @@ impl Work {
                 let reason = WasteReason::CollectorRestarted;
                 let outcome = AccountOutcome::Wasted(reason);
                 if !self.accounts.concluded(held.token) {
-                    self.accounts.conclude(held.token, outcome, now, &mut self.jobs, &mut out.writes);
+                    self.accounts.conclude(held.token, outcome, now, &mut self.jobs, out);
                 }
                 out.send(node, Message::Revoke { token: held.token, reason });
             }
@@ -312,16 +317,22 @@ impl Work {
 
     fn standing(&self, node: &NodeId, held: &HeldLease) -> Standing {
         let Some(job) = self.jobs.get(&held.job) else { return Standing::Stale };
-        if job.last_tokens.contains(&held.token) {
+        if job.last_tokens.contains(&held.token) || self.accounts.committed(held.token) {
             return Standing::Committed;
         }
-        let round = self.running.get(&held.job).and_then(|r| r.round.as_ref());
-        let Some(round) = round.filter(|r| r.number == held.round) else { return Standing::Stale };
-        match round.shards.get(held.shard as usize).map(|s| &s.state) {
-            Some(ShardState::Leased(l)) if l.token == held.token && l.node == *node => Standing::Current,
-            Some(ShardState::Received { token, .. }) if *token == held.token => Standing::Current,
-            Some(ShardState::Pending)
-                if held.token.generation() < self.generation && !self.accounts.concluded(held.token) =>
+        let Some(running) = self.running.get(&held.job) else { return Standing::Stale };
+        let round = running.round.as_ref().filter(|round| round.number == held.round);
+        let Some(shard) = round.and_then(|r| r.shards.get(held.shard as usize)) else {
+            return Standing::Stale;
+        };
+        let generations = running.since_generation..self.generation;
+        match &shard.state {
+            ShardState::Leased(l) if l.token == held.token && l.node == *node => Standing::Current,
+            ShardState::Received { token, .. } if *token == held.token => Standing::Current,
+            ShardState::Pending
+                if generations.contains(&held.token.generation())
+                    && shard.newest < Some(held.token)
+                    && !self.accounts.concluded(held.token) =>
             {
                 Standing::Free
             }
@@ -354,7 +365,7 @@ impl Work {
         }
     }
 
-    fn granted(&mut self, job: &JobId, shard: u32, node: &NodeId, now: Now, out: &mut Out) {
+    fn granted(&mut self, job: &JobId, shard: u32, node: &NodeId, now: Now, out: &mut Step) {
         let session = self.sessions.get(node).filter(|s| s.grace_ends_ms.is_none());
         let (Some(record), Some(session)) = (self.jobs.get(job), session) else { return };
         let held = self.leases().filter(|(_, l)| l.node == *node).count();
@@ -373,9 +384,15 @@ impl Work {
             return;
         };
         shard_state.state = ShardState::Leased(lease);
+        shard_state.newest = Some(token);
         shard_state.attempts += 1;
         let (task, attempt) = (shard_state.task, shard_state.attempts);
         self.last_token = token;
+        let generation = self.generation;
+        if let Some(record) = self.jobs.get_mut(job).filter(|record| record.generation < generation) {
+            record.generation = generation;
+            out.changed.insert(job.clone());
+        }
         self.accounts.open(token, job.clone(), node.clone(), now);
         let job = job.clone();
         let round = number;
@@ -394,7 +411,7 @@ impl Work {
         self.running.get_mut(job)?.round.as_mut()?.shards.get_mut(shard as usize)
     }
 
-    fn reported(&mut self, node: &NodeId, report: Report, now: Now, out: &mut Out) {
+    fn reported(&mut self, node: &NodeId, report: Report, now: Now, out: &mut Step) {
         let token = report.token;
         let held = HeldLease { token, job: report.job.clone(), round: report.round, shard: report.shard };
         let outcome = match self.standing(node, &held) {
@@ -404,7 +421,7 @@ impl Work {
                 // never took up.
                 let wasted = AccountOutcome::Wasted(WasteReason::CollectorRestarted);
                 if !self.accounts.concluded(token) && report.token.generation() < self.generation {
-                    self.accounts.conclude(token, wasted, now, &mut self.jobs, &mut out.writes);
+                    self.accounts.conclude(token, wasted, now, &mut self.jobs, out);
                 }
                 ReportOutcome::Stale
             }
@@ -414,7 +431,7 @@ impl Work {
     }
 
     /// A report under the shard's current token.
-    fn take(&mut self, node: &NodeId, report: Report, now: Now, out: &mut Out) -> ReportOutcome {
+    fn take(&mut self, node: &NodeId, report: Report, now: Now, out: &mut Step) -> ReportOutcome {
         let Report { token, job, shard, result, useful_flops, .. } = report;
         let numerics = self.sessions.get(node).map(|s| s.capability.numerics.clone());
         let Some(state) = self.shard_mut(&job, shard) else { return ReportOutcome::Stale };
@@ -445,7 +462,7 @@ impl Work {
         token: Token,
         failure: &Failure,
         now: Now,
-        out: &mut Out,
+        out: &mut Step,
     ) {
         let max_failures = self.settings.max_failures;
         self.lose(WasteReason::Failed, now, out, |l| l.token == token);
@@ -463,12 +480,12 @@ impl Work {
             state.state = ShardState::Quarantined;
             if let Some(record) = self.jobs.get_mut(job) {
                 record.reason = Some(reason);
-                out.writes.push(Write::Job(Box::new(record.clone())));
+                out.changed.insert(job.clone());
             }
         }
     }
 
-    fn reduce_when_received(&mut self, job: &JobId, out: &mut Out) {
+    fn reduce_when_received(&mut self, job: &JobId, out: &mut Step) {
         let Some(record) = self.jobs.get(job) else { return };
         let Some(round) = self.running.get_mut(job).and_then(|r| r.round.as_mut()) else { return };
         if !round.received() || std::mem::replace(&mut round.reducing, true) {
@@ -497,7 +514,7 @@ impl Work {
         number: u32,
         reduction: Result<Reduction, String>,
         now: Now,
-        out: &mut Out,
+        out: &mut Step,
     ) {
         let round = self.running.get_mut(job).and_then(|r| r.round.take_if(|r| r.number == number));
         let (Some(round), Some(record)) = (round, self.jobs.get_mut(job)) else { return };
@@ -505,7 +522,9 @@ impl Work {
             Ok(reduction) => reduction,
             Err(reason) => {
                 // The round's shards are waste with the job.
-                self.running.insert(job.clone(), Running { round: Some(round), settle_ends_ms: None });
+                if let Some(running) = self.running.get_mut(job) {
+                    running.round = Some(round);
+                }
                 return self.end_job(job, Phase::Failed, Some(reason), now, out);
             }
         };
@@ -514,6 +533,7 @@ impl Work {
             .filter(|blob| *blob != reduction.parameters && Some(*blob) != reduction.optimizer)
             .collect();
         let manifest = commit_round(record, &round, reduction, now);
+        record.generation = self.generation;
         for commit in &manifest.shards {
             out.send(&commit.node, Message::Committed { tokens: vec![commit.token] });
         }
@@ -524,12 +544,14 @@ impl Work {
             record.phase = Phase::Settling;
         }
         let settle_ends_ms = next.is_none().then_some(now.monotonic_ms + self.settings.settle_ms);
-        self.running.insert(job.clone(), Running { round: next, settle_ends_ms });
+        let since_generation = self.generation;
+        self.running.insert(job.clone(), Running { round: next, since_generation, settle_ends_ms });
+        self.accounts.close_folded(job, out);
         for token in tokens {
-            self.accounts.conclude(token, AccountOutcome::Committed, now, &mut self.jobs, &mut out.writes);
+            self.accounts.conclude(token, AccountOutcome::Committed, now, &mut self.jobs, out);
         }
         out.writes.push(Write::Round(Box::new(manifest)));
-        out.writes.extend(self.jobs.get(job).map(|record| Write::Job(Box::new(record.clone()))));
+        out.changed.insert(job.clone());
         out.effects.push(Effect::Retire { blobs: retired });
         if let Some(reason) = refused {
             self.end_job(job, Phase::Failed, Some(reason), now, out);
@@ -537,22 +559,21 @@ impl Work {
         self.finish_when_settled(job, now, out);
     }
 
-    fn settled(&mut self, node: &NodeId, settlements: Vec<Settlement>, now: Now, out: &mut Out) {
+    fn settled(&mut self, node: &NodeId, settlements: Vec<Settlement>, now: Now, out: &mut Step) {
         let mut touched = BTreeSet::new();
         for settlement in settlements {
             let job = settlement.job.clone();
-            if self.accounts.settle(node, settlement, &mut self.jobs, &mut out.writes) {
+            if self.accounts.settle(node, settlement, &mut self.jobs, out) {
                 touched.insert(job);
             }
         }
         for job in touched {
-            out.writes.extend(self.jobs.get(&job).map(|record| Write::Job(Box::new(record.clone()))));
             self.finish_when_settled(&job, now, out);
         }
         out.send(node, Message::Settled { sequence: self.accounts.settled_through(node) });
     }
 
-    fn tick(&mut self, peak_flops: Option<f64>, now: Now, out: &mut Out) {
+    fn tick(&mut self, peak_flops: Option<f64>, now: Now, out: &mut Step) {
         let passed_ms = self.last_tick.map_or(0, |last| now.monotonic_ms.saturating_sub(last.monotonic_ms));
         self.last_tick = Some(now);
         for id in self.running.keys() {
@@ -577,7 +598,7 @@ impl Work {
     }
 
     /// Takes live leases away: their shards wait again, their joules are waste.
-    fn lose(&mut self, reason: WasteReason, now: Now, out: &mut Out, which: impl Fn(&Lease) -> bool) {
+    fn lose(&mut self, reason: WasteReason, now: Now, out: &mut Step, which: impl Fn(&Lease) -> bool) {
         let mut lost = Vec::new();
         for (id, running) in &mut self.running {
             for shard in running.round.iter_mut().flat_map(|r| &mut r.shards) {
@@ -594,12 +615,12 @@ impl Work {
                 *job.requeues.entry(reason).or_default() += 1;
             }
             let outcome = AccountOutcome::Wasted(reason);
-            self.accounts.conclude(lease.token, outcome, now, &mut self.jobs, &mut out.writes);
+            self.accounts.conclude(lease.token, outcome, now, &mut self.jobs, out);
             out.send(&lease.node, Message::Revoke { token: lease.token, reason });
         }
     }
 
-    fn end_job(&mut self, job: &JobId, phase: Phase, reason: Option<String>, now: Now, out: &mut Out) {
+    fn end_job(&mut self, job: &JobId, phase: Phase, reason: Option<String>, now: Now, out: &mut Step) {
         if !self.running.contains_key(job) {
             return;
         }
@@ -611,7 +632,7 @@ impl Work {
             if let ShardState::Received { token, node, .. } = &shard.state {
                 let reason = WasteReason::JobEnded;
                 let outcome = AccountOutcome::Wasted(reason);
-                self.accounts.conclude(*token, outcome, now, &mut self.jobs, &mut out.writes);
+                self.accounts.conclude(*token, outcome, now, &mut self.jobs, out);
                 out.send(node, Message::Revoke { token: *token, reason });
             }
         }
@@ -620,7 +641,7 @@ impl Work {
         self.close(job, phase, reason, now, out);
     }
 
-    fn finish_when_settled(&mut self, job: &JobId, now: Now, out: &mut Out) {
+    fn finish_when_settled(&mut self, job: &JobId, now: Now, out: &mut Step) {
         let Some(ends_ms) = self.running.get(job).and_then(|r| r.settle_ends_ms) else { return };
         if self.accounts.of_job(job).next().is_none() || now.monotonic_ms >= ends_ms {
             self.running.remove(job);
@@ -628,12 +649,13 @@ impl Work {
         }
     }
 
-    fn close(&mut self, job: &JobId, phase: Phase, reason: Option<String>, now: Now, out: &mut Out) {
+    fn close(&mut self, job: &JobId, phase: Phase, reason: Option<String>, now: Now, out: &mut Step) {
         let Some(record) = self.jobs.get_mut(job) else { return };
         record.phase = phase;
         record.ended_unix_ms = Some(now.unix_ms);
         record.reason = reason;
-        out.writes.push(Write::Job(Box::new(record.clone())));
+        out.changed.insert(job.clone());
+        self.accounts.close_folded(job, out);
         out.effects.push(Effect::Ended { job: job.clone() });
     }
 }
@@ -726,6 +748,7 @@ fn commit_round(job: &mut JobRecord, round: &Round, reduction: Reduction, now: N
     job.parameters = Some(reduction.parameters);
     job.optimizer = reduction.optimizer;
     job.round = round.number + 1;
+    job.reason = None;
     if job.phase == Phase::Preparing {
         job.phase = Phase::Training;
     }

@@ -1,8 +1,10 @@
 //! The demo's processes: one collector, a few agents, each with its own CPUs and folder.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
@@ -24,8 +26,7 @@ pub(crate) struct Cluster {
     pub(crate) url: String,
     collector: Program,
     agents: Vec<Program>,
-    /// Says when a program ends that should not.
-    pub(crate) watch: Watch,
+    expected: Expected,
     state: PathBuf,
 }
 
@@ -36,18 +37,21 @@ struct Program {
     ended: Option<oneshot::Receiver<()>>,
 }
 
+/// Programs whose end is meant.
+type Expected = Arc<Mutex<BTreeSet<String>>>;
+
 /// Hears of programs that end.
 pub(crate) struct Watch {
     ends: mpsc::Receiver<(String, String)>,
-    /// Programs whose end is meant.
-    expected: Vec<String>,
+    expected: Expected,
 }
 
 impl Watch {
     /// Waits for an end that was not meant.
     pub(crate) async fn failed(&mut self) -> String {
         while let Some((name, how)) = self.ends.recv().await {
-            if !self.expected.contains(&name) {
+            let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner).contains(&name);
+            if !expected {
                 return format!("{name} ended before its time ({how}); its log says why");
             }
         }
@@ -57,7 +61,11 @@ impl Watch {
 
 impl Cluster {
     /// Starts a collector and agents in `folder`.
-    pub(crate) async fn start(folder: &Path, agents: Option<usize>, progress: &Progress) -> Result<Self, Error> {
+    pub(crate) async fn start(
+        folder: &Path,
+        agents: Option<usize>,
+        progress: &Progress,
+    ) -> Result<(Self, Watch), Error> {
         let state = folder.join("state");
         let programs = programs()?;
         let shares = cpu_shares(agents)?;
@@ -73,7 +81,7 @@ impl Cluster {
             url,
             collector: collector.program,
             agents: Vec::new(),
-            watch: Watch { ends, expected: Vec::new() },
+            expected: Expected::default(),
             state,
         };
         for (index, cpus) in shares.iter().enumerate() {
@@ -84,7 +92,8 @@ impl Cluster {
             field(&mut agent, "address").await?;
             cluster.agents.push(agent.program);
         }
-        Ok(cluster)
+        let watch = Watch { ends, expected: Arc::clone(&cluster.expected) };
+        Ok((cluster, watch))
     }
 
     pub(crate) fn agents(&self) -> usize {
@@ -97,8 +106,8 @@ impl Cluster {
     }
 
     /// Sends a signal to an agent; its end is meant from then on.
-    pub(crate) fn signal(&mut self, name: &str, signal: Signal) -> Result<(), Error> {
-        self.watch.expected.push(name.to_owned());
+    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<(), Error> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
         let agent = self.agents.iter().find(|a| a.name == name);
         agent.map_or(Ok(()), |agent| agent.signal(signal))
     }
@@ -125,7 +134,18 @@ async fn stop(programs: &mut [Program]) {
         let Some(ended) = program.ended.take() else { continue };
         if tokio::time::timeout(STOP_WITHIN, ended).await.is_err() {
             eprintln!("wattmill: {} does not stop: killed", program.name);
-            drop(program.signal(Signal::KILL));
+            // It is gone, or the kernel ends it: there is nothing else to do.
+            let _ = program.signal(Signal::KILL);
+        }
+    }
+}
+
+/// A demo that fails half-way leaves no process behind.
+impl Drop for Program {
+    fn drop(&mut self) {
+        if self.ended.is_some() {
+            // What it was is gone already, or is killed now: there is nobody left to tell.
+            let _ = self.signal(Signal::KILL);
         }
     }
 }
@@ -221,7 +241,7 @@ async fn field(started: &mut Started, field: &str) -> Result<String, Error> {
     let wait = async {
         while let Some(line) = started.lines.recv().await {
             let parsed: Option<serde_json::Value> = serde_json::from_str(&line).ok();
-            let value = parsed.as_ref().and_then(|v| v.pointer(&format!("/fields/{field}"))?.as_str());
+            let value = parsed.as_ref().and_then(|v| v.get(field)?.as_str());
             if let Some(value) = value {
                 return Some(value.to_owned());
             }
@@ -230,9 +250,7 @@ async fn field(started: &mut Started, field: &str) -> Result<String, Error> {
         None
     };
     let found = tokio::time::timeout(START_WITHIN, wait).await.ok().flatten();
-    found.ok_or_else(|| {
-        Error::Demo(format!("{} did not start: {}", started.program.name, last.trim_end()))
-    })
+    found.ok_or_else(|| Error::Demo(format!("{} did not start: {}", started.program.name, last.trim_end())))
 }
 
 fn agent_config(name: &str, url: &str, cpus: &[usize], gpus: bool) -> String {
@@ -251,7 +269,10 @@ fn programs() -> Result<PathBuf, Error> {
     let folder = me.parent().map(Path::to_owned).unwrap_or_default();
     for name in ["wattmill-collector", "wattmill-agent", "wattmill-worker"] {
         if !folder.join(name).exists() {
-            return Err(Error::Demo(format!("{name} is not in {}; `make build` builds all programs", folder.display())));
+            return Err(Error::Demo(format!(
+                "{name} is not in {}; `make build` builds all programs",
+                folder.display()
+            )));
         }
     }
     Ok(folder)

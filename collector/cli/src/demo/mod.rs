@@ -55,11 +55,11 @@ pub(crate) async fn run(options: &Options, as_json: bool) -> Result<(), Error> {
     });
     fs::create_dir_all(&folder).map_err(Error::file("make", &folder))?;
     let progress = Progress::new(as_json);
-    let mut cluster = Cluster::start(&folder, options.agents, &progress).await?;
+    let (cluster, mut watch) = Cluster::start(&folder, options.agents, &progress).await?;
     let outcome = tokio::select! {
-        outcome = train(&mut cluster, &folder, options, progress, as_json) => outcome,
+        outcome = train(&cluster, &folder, options, progress, as_json) => outcome,
         _ = tokio::signal::ctrl_c() => Err(Error::Demo("interrupted".to_owned())),
-        failed = cluster.watch.failed() => Err(Error::Demo(failed)),
+        failed = watch.failed() => Err(Error::Demo(failed)),
     };
     cluster.stop().await;
     let report = outcome?;
@@ -77,7 +77,7 @@ struct Finished {
 }
 
 async fn train(
-    cluster: &mut Cluster,
+    cluster: &Cluster,
     folder: &Path,
     options: &Options,
     mut progress: Progress,
@@ -97,10 +97,8 @@ async fn train(
     let view = jobs::follow(&mut client, &id, &mut progress).await?;
     jobs::check_ended(&view)?;
     let (view, report) = client.job(&id).await?;
-    let outputs = Outputs {
-        model: Some(folder.join("model.safetensors")),
-        report: Some(folder.join("energy.json")),
-    };
+    let outputs =
+        Outputs { model: Some(folder.join("model.safetensors")), report: Some(folder.join("energy.json")) };
     jobs::save(&mut client, &view, &report, &outputs).await?;
     let cluster_view = watch::stream(&mut client).await?.message().await?;
     let sigma = cluster_view.and_then(|v| v.storage_capacity_ratio);
@@ -121,11 +119,15 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf, Error> {
 fn job_file(data: &Path, seed: u64) -> Result<String, Error> {
     // A URI's path has its odd bytes percent-encoded.
     let encode = |b: &u8| match b {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => (*b as char).to_string(),
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b'~' => {
+            (*b as char).to_string()
+        }
         other => format!("%{other:02X}"),
     };
     let path: String = data.as_os_str().as_encoded_bytes().iter().map(encode).collect();
-    let text = JOB.replace(JOB_DATA_URI, &format!("file://{path}")).replace("seed = 1\n", &format!("seed = {seed}\n"));
+    let text = JOB
+        .replace(JOB_DATA_URI, &format!("file://{path}"))
+        .replace("seed = 1\n", &format!("seed = {seed}\n"));
     let parsed = wattmill_protocol::job::Job::from_toml(&text);
     let fits = parsed.is_ok_and(|job| job.training.seed == seed && job.data.uri.ends_with(&path));
     fits.then_some(text).ok_or_else(|| Error::Demo("the shipped job file was changed beyond use".to_owned()))
@@ -147,12 +149,15 @@ async fn ready(client: &mut Client, agents: usize) -> Result<(), Error> {
         Err(Error::Answer("the collector ended the watch".to_owned()))
     };
     tokio::time::timeout(READY_WITHIN, wait).await.unwrap_or_else(|_| {
-        Err(Error::Demo(format!("the agents were not ready within {} s; their logs say why", READY_WITHIN.as_secs())))
+        Err(Error::Demo(format!(
+            "the agents were not ready within {} s; their logs say why",
+            READY_WITHIN.as_secs()
+        )))
     })
 }
 
 /// Stops an agent, waits until it is sure to hold a lease, and kills it.
-async fn kill_one(client: &mut Client, cluster: &mut Cluster, job: &str) -> Result<String, Error> {
+async fn kill_one(client: &mut Client, cluster: &Cluster, job: &str) -> Result<String, Error> {
     let mut views = watch::stream(client).await?;
     let mut stopped: Option<String> = None;
     while let Some(view) = views.message().await? {
@@ -202,7 +207,14 @@ fn print(finished: &Finished, begun: Instant, as_json: bool) {
         ("σ, storage utilisation", show::maybe(*sigma, show::percent)),
         ("η·σ", show::maybe(objective, show::percent)),
         ("efficiency", show::maybe(view.samples_per_joule, |s| show::scaled(s, "samples/J"))),
-        ("time", format!("{:.1} s of training, {:.1} s in all", view.elapsed_seconds, begun.elapsed().as_secs_f64())),
+        (
+            "time",
+            format!(
+                "{:.1} s of training, {:.1} s in all",
+                view.elapsed_seconds,
+                begun.elapsed().as_secs_f64()
+            ),
+        ),
     ];
     for (what, figure) in rows {
         println!("{what:<32} {figure}");

@@ -157,9 +157,6 @@ impl App {
             server.await.map_or_else(|e| e.to_string(), |()| ended())
         });
         start_push(&services, &mut tasks, stats);
-        if services.config.traces_endpoint.is_some() {
-            tracing::warn!("traces.endpoint is set, but this version sends no traces");
-        }
         tasks.spawn("the watchdog", watchdog(services.meter.snapshots(), services.stopping.clone()));
         tasks.spawn_work("the leases", crate::lease::run(services.clone()));
         tracing::info!(

@@ -18,7 +18,7 @@ use crate::api::http::{self, Pages};
 use crate::api::parameters::Parameters;
 use crate::blobs::{BlobError, Blobs};
 use crate::config::Config;
-use crate::core::{Command, Core, Handle};
+use crate::core::{Command, Core, Handle, Traces};
 use crate::ingest::{Ingest, MetricsService};
 use crate::state::{PersistError, Rollup, Telemetry};
 use crate::store::{Sqlite, StoreError};
@@ -65,6 +65,9 @@ pub(crate) enum AppError {
     /// The gRPC server failed.
     #[error("the gRPC server failed")]
     Grpc(#[from] tonic::transport::Error),
+    /// Traces cannot be sent.
+    #[error("traces cannot be sent; see `traces.endpoint`")]
+    Traces(#[from] opentelemetry_otlp::ExporterBuildError),
     /// The operating system refused.
     #[error("the operating system refused")]
     Os(#[from] std::io::Error),
@@ -101,6 +104,7 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
         rollups.clone(),
         durable.positions,
         config.leases.into(),
+        Traces::start(config.traces.endpoint.as_deref())?,
     )
     .await?;
     let orphans = blobs.collect_orphans(&core.blobs_in_use())?;

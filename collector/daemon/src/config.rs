@@ -27,6 +27,16 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     /// Logs.
     pub(crate) log: Log,
+    /// Wattmill's own traces.
+    pub(crate) traces: TracesTo,
+}
+
+/// Where Wattmill's own traces go.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct TracesTo {
+    /// An OTLP receiver (gRPC), such as `http://127.0.0.1:4317`; none without it.
+    pub(crate) endpoint: Option<String>,
 }
 
 /// How patient the collector is.
@@ -80,6 +90,7 @@ impl Default for Config {
             leases: Leases::default(),
             limits: Limits::default(),
             log: Log::default(),
+            traces: TracesTo::default(),
         }
     }
 }

@@ -8,6 +8,7 @@
 mod blobs;
 mod desk;
 mod session;
+mod traces;
 mod worker;
 
 use std::time::Duration;
@@ -18,6 +19,7 @@ use wattmill_protocol::{Energy, Token, v1};
 use crate::app::Services;
 use desk::{Desk, Start};
 use session::{Link, Session};
+use traces::Traces;
 use worker::{Worker, WorkerError};
 
 /// How often running leases are renewed.
@@ -37,6 +39,11 @@ pub(crate) async fn run(services: Services) -> String {
         Ok(link) => link,
         Err(error) => return format!("the collector's address {url} cannot be used: {error}"),
     };
+    let endpoint = services.config.traces_endpoint.as_deref();
+    let traces = match Traces::start(endpoint, &services.identity.node) {
+        Ok(traces) => traces,
+        Err(error) => return format!("traces.endpoint cannot be used: {error}"),
+    };
     let Some(worker) = first_worker(&services).await else {
         return "the agent stops".to_owned();
     };
@@ -47,6 +54,7 @@ pub(crate) async fn run(services: Services) -> String {
         worker_retry: Instant::now(),
         session: Session::new(link.clone()),
         blobs: blobs::Transfers::new(&link),
+        traces,
         services,
     };
     leases.run().await;
@@ -81,6 +89,7 @@ struct Leases {
     worker_retry: Instant,
     session: Session,
     blobs: blobs::Transfers,
+    traces: Traces,
 }
 
 impl Leases {
@@ -142,6 +151,7 @@ impl Leases {
                 }
             }
             Kind::Lease(lease) => {
+                self.traces.begin(Token(lease.token), &lease.traceparent);
                 if let Some(hash) = self.desk.take(lease) {
                     self.blobs.fetch(hash);
                 }
@@ -162,7 +172,7 @@ impl Leases {
     fn replied(&mut self, token: Token, outcome: v1::ReportOutcome) {
         use v1::ReportOutcome;
         match outcome {
-            ReportOutcome::Received => {}
+            ReportOutcome::Received => self.traces.part(token, "report"),
             ReportOutcome::Committed => self.committed(token),
             ReportOutcome::BlobMissing => self.report(token),
             ReportOutcome::Stale | ReportOutcome::Failed => self.drop_lease(token),
@@ -174,6 +184,7 @@ impl Leases {
 
     /// A result counts: its model FLOPs were useful, and it may go.
     fn committed(&mut self, token: Token) {
+        self.traces.end(token);
         if let Some(flops) = self.desk.committed(token) {
             self.services.meter.add_useful_flops(flops);
         }
@@ -181,6 +192,7 @@ impl Leases {
 
     /// A lease is no longer this node's. Where it computes, only ending the worker stops it.
     fn drop_lease(&mut self, token: Token) {
+        self.traces.end(token);
         if self.desk.remove(token) {
             self.services.meter.end(token);
             self.worker = None;
@@ -191,6 +203,7 @@ impl Leases {
     async fn start_next(&mut self) {
         let Some(worker) = &mut self.worker else { return };
         let Some(Start { token, job, run }) = self.desk.start() else { return };
+        self.traces.part(token, "fetch");
         self.services.meter.begin(token, job, worker.pid());
         let threads = self.services.config.cpus.len() as u32;
         let run = v1::RunTask { threads, ..run };
@@ -239,6 +252,7 @@ impl Leases {
     }
 
     fn finish(&mut self, token: Token, result: v1::TaskResult, blob: bytes::Bytes) {
+        self.traces.part(token, "train");
         self.desk.finish(token, result, blob);
         self.report(token);
     }
@@ -330,6 +344,9 @@ impl Leases {
                 "the last joules are not settled yet: they are kept and settled at the next start"
             );
         }
+        let traces = &mut self.traces;
+        // Sending the last spans blocks.
+        tokio::task::block_in_place(|| traces.stop());
         tracing::info!(handed_back = unfinished.len(), "leases handed back");
     }
 

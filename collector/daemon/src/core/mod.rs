@@ -8,6 +8,7 @@ mod command;
 mod planner;
 mod report;
 mod sessions;
+mod traces;
 pub(crate) mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use wattmill_protocol::{Energy, JobId, NodeId, Token, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
-use wattmill_work::{Effect, Event, Now, Report, ReportOutcome, Work, Write};
+use wattmill_work::{Effect, Event, Message, Now, Report, ReportOutcome, Work, Write};
 
 use crate::blobs::Blobs;
 use crate::reduce;
@@ -29,6 +30,7 @@ use crate::store::{Sqlite, StoreError};
 
 pub(crate) use command::{Command, OpenRefused, Shard};
 use sessions::Sessions;
+pub(crate) use traces::Traces;
 use view::View;
 
 /// Commands that wait for the core.
@@ -63,6 +65,7 @@ pub(crate) struct Core {
     started: Instant,
     cluster: String,
     sessions: Sessions,
+    traces: Traces,
     profiles: Profiles,
     plan: Plan,
     ticks: u32,
@@ -91,6 +94,7 @@ impl Core {
         rollups: watch::Receiver<Arc<Rollup>>,
         durable: Vec<(NodeId, u64)>,
         settings: wattmill_work::Settings,
+        traces: Traces,
     ) -> Result<(Self, Handle), StoreError> {
         let started = Instant::now();
         let cluster = store.cluster().await?;
@@ -110,6 +114,7 @@ impl Core {
             started,
             cluster,
             sessions: Sessions::default(),
+            traces,
             profiles: Profiles::default(),
             plan: Plan::default(),
             ticks: 0,
@@ -170,6 +175,9 @@ impl Core {
             }
             self.sessions.answer();
         }
+        let traces = &mut self.traces;
+        // Sending the last spans blocks.
+        tokio::task::block_in_place(|| traces.stop());
         self.commit(&cancelled).await
     }
 
@@ -296,8 +304,9 @@ impl Core {
         self.refresh_live();
         for effect in std::mem::take(&mut self.pending_effects) {
             match effect {
-                Effect::Send { node, message } => self.sessions.send(&node, sessions::message(message)),
+                Effect::Send { node, message } => self.tell(&node, message),
                 Effect::Reduce { job, round, spec, parameters, optimizer, blobs, samples, step } => {
+                    self.traces.reducing(&job, round);
                     let input = reduce::Round { spec, parameters, optimizer, blobs, samples, step };
                     self.reduce(job, round, input);
                 }
@@ -309,6 +318,19 @@ impl Core {
                 Effect::Ended { job } => self.ended(&job),
             }
         }
+    }
+
+    fn tell(&mut self, node: &NodeId, message: Message) {
+        let mut traceparent = String::new();
+        match &message {
+            Message::Lease { token, job, round, shard, .. } => {
+                traceparent = self.traces.lease(*token, job, (*round, *shard), node);
+            }
+            Message::Committed { tokens } => tokens.iter().for_each(|token| self.traces.committed(*token)),
+            Message::Revoke { token, reason } => self.traces.revoked(*token, reason.as_str()),
+            Message::Reply { .. } | Message::Settled { .. } => {}
+        }
+        self.sessions.send(node, sessions::message(message, traceparent));
     }
 
     fn refresh_live(&self) {

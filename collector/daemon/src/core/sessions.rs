@@ -157,7 +157,7 @@ pub(crate) fn reply(token: Token, outcome: v1::ReportOutcome) -> v1::to_node::Ki
 }
 
 /// A message of the state machine in the words of the wire.
-pub(crate) fn message(message: Message) -> v1::to_node::Kind {
+pub(crate) fn message(message: Message, traceparent: String) -> v1::to_node::Kind {
     use v1::to_node::Kind;
     match message {
         Message::Lease { token, job, spec, round, shard, attempt, duration_ms, task, data_hash } => {
@@ -171,7 +171,7 @@ pub(crate) fn message(message: Message) -> v1::to_node::Kind {
                 job_json: Arc::as_ref(&spec).to_json(),
                 task: Some(wire_task(task)),
                 data_hash: data_hash.map(wattmill_protocol::Hash::to_bytes).unwrap_or_default(),
-                traceparent: String::new(),
+                traceparent,
             })
         }
         Message::Revoke { token, reason } => {

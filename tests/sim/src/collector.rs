@@ -332,7 +332,8 @@ impl Collector {
             }
             Effect::Reduce { .. } => {
                 let timer = CollectorTimer::Reduce(Box::new(effect));
-                context.between(5, 300, What::Collector { process: process.number, timer });
+                let most_ms = if context.random.chance(150) { 4_000 } else { 300 };
+                context.between(5, most_ms, What::Collector { process: process.number, timer });
             }
             Effect::Retire { blobs } => {
                 // Another job may need a blob of the same content.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use wattmill_protocol::JobId;
 use wattmill_protocol::job::NumericsPolicy;
-use wattmill_work::{JobRecord, Phase, ShardState};
+use wattmill_work::{JobRecord, Phase, Shard, ShardState};
 
 use crate::blobs::Blobs;
 use crate::checks::Checks;
@@ -306,12 +306,13 @@ impl Simulation {
         let alike = |node: &&Node| node.numerics() == self.nodes[index].numerics();
         let living = || self.nodes.iter().filter(|node| node.state() != State::Dead);
         let last_alike = living().filter(alike).count() <= 1;
+        // A preparing shard that was given out may yet pin its job to this node.
+        let given =
+            |shard: &Shard| matches!(shard.state, ShardState::Leased(_) | ShardState::Received { .. });
         let needed = self.collector.work().is_none_or(|work| {
-            work.jobs().any(|job| {
-                let received = |s: &wattmill_work::Shard| matches!(s.state, ShardState::Received { .. });
-                let bound =
-                    job.round > 0 || work.round(&job.id).is_some_and(|r| r.shards.iter().any(received));
-                bound && job.numerics.as_deref() == Some(self.nodes[index].numerics())
+            work.jobs().any(|job| match work.round(&job.id) {
+                Some(round) if round.number == 0 => round.shards.iter().any(given),
+                _ => job.numerics.as_deref() == Some(self.nodes[index].numerics()),
             })
         });
         living().count() > 1 && !(last_alike && needed)

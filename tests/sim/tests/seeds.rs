@@ -1,10 +1,13 @@
-//! Two hundred runs, each with its own jobs, nodes and faults.
+//! Many runs, each with its own jobs, nodes and faults.
 
 use wattmill_sim::run;
 
+/// A few seconds of one core.
+const SEEDS: u64 = 1_000;
+
 #[test]
 fn nothing_is_lost_or_counted_twice() {
-    for seed in 0..200 {
+    for seed in 0..SEEDS {
         if let Err(failure) = run(seed, false) {
             panic!("{failure}");
         }

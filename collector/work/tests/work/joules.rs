@@ -1,0 +1,125 @@
+//! Joules: each one is counted once, as committed or as waste.
+
+use wattmill_protocol::{Energy, Source};
+use wattmill_work::{AccountOutcome, Event, Phase, WasteReason};
+
+use crate::cluster::{Cluster, counted, node};
+
+#[test]
+fn settlements_are_applied_once_and_in_order() {
+    let mut cluster = Cluster::prepared();
+    let tokens = cluster.finish_round(1);
+    assert_eq!(cluster.settle(1, 2, tokens[1], counted(7)), 0, "the first is missing");
+    assert_eq!(cluster.settle(1, 1, tokens[0], counted(5)), 1);
+    assert_eq!(cluster.settle(1, 2, tokens[1], counted(7)), 2);
+    assert_eq!(cluster.settle(1, 1, tokens[0], counted(5)), 2);
+    assert_eq!(cluster.settle(1, 2, tokens[1], counted(7)), 2);
+    let record = cluster.record();
+    assert_eq!(record.nodes[&node(1)].committed, counted(12));
+    assert!(record.wasted.is_empty());
+}
+
+#[test]
+fn a_settlement_before_the_commit_waits_for_it() {
+    let mut cluster = Cluster::prepared();
+    let (early, late) = (cluster.grant(0, 1), cluster.grant(1, 1));
+    cluster.report(1, early, 0);
+    cluster.settle(1, 1, early, counted(5));
+    assert_eq!(cluster.work.unsettled_energy(&cluster.job), (counted(5), Energy::ZERO));
+    assert_eq!(cluster.record().nodes[&node(1)].committed, Energy::ZERO);
+    cluster.report(1, late, 1);
+    cluster.reduce();
+    assert_eq!(cluster.record().nodes[&node(1)].committed, counted(5));
+    assert_eq!(cluster.work.unsettled_energy(&cluster.job), (Energy::ZERO, Energy::ZERO));
+}
+
+#[test]
+fn a_job_ends_as_soon_as_its_last_joule_is_known() {
+    let mut cluster = Cluster::prepared();
+    let prepared = cluster.record().last_tokens[0];
+    let mut tokens = vec![prepared];
+    tokens.extend(cluster.finish_round(1));
+    tokens.extend(cluster.finish_round(1));
+    for (index, token) in tokens.iter().enumerate() {
+        assert_eq!(cluster.record().phase, Phase::Settling);
+        cluster.settle(1, index as u64 + 1, *token, counted(1));
+    }
+    assert_eq!(cluster.record().phase, Phase::Finished);
+    assert!(cluster.stored().accounts.is_empty());
+}
+
+#[test]
+fn waste_is_estimated_and_corrected_by_the_ledger() {
+    let mut cluster = Cluster::prepared();
+    let session = cluster.open(1, &[]);
+    let token = cluster.grant(0, 1);
+    cluster.wait(1_000);
+    cluster.renew(1, token, 1, counted(2_000_000), 50.0);
+    cluster.apply(Event::Closed { node: node(1), session });
+    cluster.wait(cluster.settings.grace_ms);
+    let estimate = Energy::of(Source::Estimate, 50 * 3 * 1_000_000);
+    let expected = counted(2_000_000) + estimate;
+    assert_eq!(cluster.work.unsettled_energy(&cluster.job).1, expected, "50 W for the 3 s of grace");
+    cluster.crash();
+    assert_eq!(cluster.work.unsettled_energy(&cluster.job).1, expected, "an estimate survives");
+    cluster.settle(1, 1, token, counted(2_500_000));
+    assert_eq!(cluster.work.unsettled_energy(&cluster.job).1, Energy::ZERO);
+    assert_eq!(cluster.record().wasted[&WasteReason::NodeLost], counted(2_500_000));
+}
+
+#[test]
+fn waste_that_was_settled_before_its_outcome_survives_a_crash() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    cluster.settle(1, 1, token, counted(5));
+    cluster.apply(Event::HandedBack { node: node(1), token });
+    assert_eq!(cluster.record().wasted[&WasteReason::HandedBack], counted(5), "in the store too");
+}
+
+#[test]
+fn joules_of_an_ended_job_are_still_counted() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    cluster.apply(Event::Cancelled { job: cluster.job.clone() });
+    cluster.settle(1, 1, token, counted(5));
+    assert_eq!(cluster.record().wasted[&WasteReason::JobEnded], counted(5));
+    assert!(cluster.stored().accounts.iter().all(|(open, _)| *open != token));
+}
+
+#[test]
+fn a_token_lost_with_its_collector_is_waste() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    cluster.crash();
+    cluster.open(1, &[]);
+    cluster.settle(1, 1, token, counted(5));
+    assert_eq!(cluster.record().wasted[&WasteReason::CollectorRestarted], counted(5));
+}
+
+#[test]
+fn another_nodes_lease_cannot_be_settled() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    assert_eq!(cluster.settle(2, 1, token, counted(9)), 1, "its number is used up");
+    cluster.settle(1, 1, token, counted(5));
+    cluster.apply(Event::HandedBack { node: node(1), token });
+    assert_eq!(cluster.record().wasted[&WasteReason::HandedBack], counted(5));
+}
+
+#[test]
+fn waste_is_known_until_its_round_is_over() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    cluster.apply(Event::HandedBack { node: node(1), token });
+    cluster.settle(1, 1, token, counted(5));
+    let kept = |cluster: &mut Cluster| {
+        cluster.stored().accounts.into_iter().any(|(open, account)| {
+            open == token && account.outcome == AccountOutcome::Wasted(WasteReason::HandedBack)
+        })
+    };
+    assert!(kept(&mut cluster));
+    assert_eq!(cluster.work.unsettled_energy(&cluster.job).1, Energy::ZERO, "it is counted already");
+    cluster.finish_round(2);
+    assert!(!kept(&mut cluster));
+    assert_eq!(cluster.record().wasted[&WasteReason::HandedBack], counted(5), "once");
+}

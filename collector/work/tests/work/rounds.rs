@@ -1,0 +1,131 @@
+//! Jobs and rounds: what is committed, and how a job ends.
+
+use wattmill_protocol::Hash;
+use wattmill_work::{Effect, Event, Message, Phase, ReportOutcome, ShardState, Task, WasteReason};
+
+use crate::cluster::{Cluster, node};
+
+#[test]
+fn a_job_runs_from_its_first_round_to_its_last_joule() {
+    let mut cluster = Cluster::prepared();
+    assert_eq!(cluster.record().phase, Phase::Training);
+    cluster.finish_round(1);
+    let tokens = cluster.finish_round(2);
+    let record = cluster.record();
+    assert_eq!((record.phase, record.round, record.samples), (Phase::Settling, 3, 10));
+    assert_eq!(record.last_tokens, tokens);
+    assert_eq!(record.nodes[&node(1)].samples, 8);
+    cluster.wait(cluster.settings.settle_ms - 1);
+    assert_eq!(cluster.record().phase, Phase::Settling, "the last joules are awaited");
+    let effects = cluster.wait(1);
+    assert_eq!(cluster.record().phase, Phase::Finished);
+    assert!(effects.contains(&Effect::Ended { job: cluster.job.clone() }));
+}
+
+#[test]
+fn the_last_shard_of_an_epoch_is_what_is_left() {
+    let mut cluster = Cluster::prepared();
+    let counts = |cluster: &Cluster| -> Vec<u64> {
+        cluster.work.round(&cluster.job).unwrap().shards.iter().map(|s| s.task.samples()).collect()
+    };
+    assert_eq!(counts(&cluster), [4, 4]);
+    cluster.finish_round(1);
+    assert_eq!(counts(&cluster), [2]);
+    assert!(matches!(cluster.task(0), Task::Gradient { first: 8, count: 2, .. }));
+}
+
+#[test]
+fn a_round_is_reduced_once_when_its_last_result_is_here() {
+    let mut cluster = Cluster::prepared();
+    let (first, second) = (cluster.grant(0, 1), cluster.grant(1, 2));
+    let reductions = |effects: Vec<Effect>| -> Vec<Effect> {
+        effects.into_iter().filter(|e| matches!(e, Effect::Reduce { .. })).collect()
+    };
+    let held = cluster.held(second, 1);
+    let (_, effects) = cluster.report_result(2, held.clone(), cluster.result(1));
+    assert_eq!(reductions(effects), []);
+    let (_, effects) = cluster.report_result(1, cluster.held(first, 0), cluster.result(0));
+    let [Effect::Reduce { blobs, samples, step, .. }] = &reductions(effects)[..] else { panic!("one") };
+    assert_eq!(blobs[..], [Hash::of(&[0]), Hash::of(&[1])], "in shard order, not in order of arrival");
+    assert_eq!((*samples, *step), (8, (1, 2)));
+    let (outcome, effects) = cluster.report_result(2, held, cluster.result(1));
+    assert_eq!(outcome, ReportOutcome::Received, "a repeated report is answered as the first");
+    assert_eq!(reductions(effects), []);
+    let round = cluster.work.round(&cluster.job).unwrap().number;
+    cluster.reduce();
+    let again = Ok(wattmill_work::Reduction { parameters: Hash::of(b"other"), optimizer: None });
+    cluster.apply(Event::Reduced { job: cluster.job.clone(), round, reduction: again });
+    assert_ne!(cluster.record().parameters, Some(Hash::of(b"other")), "a round is committed once");
+}
+
+#[test]
+fn a_failed_preparation_fails_the_job() {
+    let mut cluster = Cluster::new();
+    cluster.open(1, &[]);
+    let token = cluster.grant(0, 1);
+    assert_eq!(cluster.fail(1, token, 0, true), ReportOutcome::Failed);
+    let record = cluster.record();
+    assert_eq!((record.phase, record.reason.as_deref()), (Phase::Failed, Some("no memory")));
+    assert!(cluster.work.round(&cluster.job).is_none());
+}
+
+#[test]
+fn a_shard_that_fails_three_times_is_quarantined_until_a_restart() {
+    let mut cluster = Cluster::prepared();
+    for _ in 0..3 {
+        assert_eq!(cluster.state(0), &ShardState::Pending);
+        let token = cluster.grant(0, 1);
+        assert_eq!(cluster.fail(1, token, 0, false), ReportOutcome::Failed);
+    }
+    assert_eq!(cluster.state(0), &ShardState::Quarantined);
+    assert_eq!(cluster.try_grant(0, 2), None);
+    assert!(cluster.record().reason.unwrap().contains("shard 0 is quarantined after 3 failures: no memory"));
+    assert_eq!(cluster.record().requeues[&WasteReason::Failed], 3);
+    cluster.crash();
+    cluster.open(1, &[]);
+    cluster.wait(cluster.settings.grace_ms);
+    cluster.finish_round(1);
+    assert_eq!(cluster.record().reason, None, "what was blocked goes on");
+}
+
+#[test]
+fn a_result_that_does_not_fit_its_task_is_a_failure() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    let held = cluster.held(token, 0);
+    let wrong = cluster.result(0).map(|result| match result {
+        wattmill_work::ShardResult::Gradient { gradient, loss_sum, correct, samples } => {
+            wattmill_work::ShardResult::Gradient { gradient, loss_sum, correct, samples: samples + 1 }
+        }
+        other => other,
+    });
+    assert_eq!(cluster.report_result(1, held, wrong).0, ReportOutcome::Failed);
+    assert_eq!(cluster.state(0), &ShardState::Pending);
+}
+
+#[test]
+fn a_cancelled_job_revokes_what_runs_and_what_waits() {
+    let mut cluster = Cluster::prepared();
+    let (running, received) = (cluster.grant(0, 1), cluster.grant(1, 2));
+    cluster.report(2, received, 1);
+    let held = cluster.held(running, 0);
+    let effects = cluster.apply(Event::Cancelled { job: cluster.job.clone() });
+    for (n, token) in [(1, running), (2, received)] {
+        let message = Message::Revoke { token, reason: WasteReason::JobEnded };
+        assert!(effects.contains(&Effect::Send { node: node(n), message }));
+    }
+    assert_eq!(cluster.record().phase, Phase::Cancelled);
+    let late = Err(wattmill_work::Failure { bad_input: false, message: String::new() });
+    assert_eq!(cluster.report_result(1, held, late).0, ReportOutcome::Stale);
+    cluster.crash();
+    assert_eq!(cluster.record().phase, Phase::Cancelled);
+    assert_eq!(cluster.work.leases().count(), 0);
+}
+
+#[test]
+fn only_nodes_that_compute_alike_train_a_pinned_job() {
+    let mut cluster = Cluster::prepared();
+    cluster.open_with(3, &[], "other");
+    assert_eq!(cluster.try_grant(0, 3), None);
+    assert!(cluster.try_grant(0, 2).is_some());
+}

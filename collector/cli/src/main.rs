@@ -64,6 +64,11 @@ enum Command {
     },
     /// List nodes with their power, energy and rate.
     Nodes,
+    /// Say that a node is gone for good: its joules still count, its telemetry is no longer expected.
+    Retire {
+        /// The node's identity (`wattmill nodes --json` shows it).
+        node: String,
+    },
     /// Follow the whole cluster until interrupted.
     Watch(watch::Options),
 }
@@ -104,6 +109,7 @@ async fn run(Arguments { command, common }: Arguments) -> Result<(), Error> {
         Command::Job(options) => jobs::show(&common, &options).await,
         Command::Cancel { job } => jobs::cancel(&common, job).await,
         Command::Nodes => nodes::list(&common).await,
+        Command::Retire { node } => nodes::retire(&common, node).await,
         Command::Watch(options) => watch::run(&common, &options).await,
     }
 }

@@ -61,6 +61,18 @@ pub(crate) async fn list(common: &Common) -> Result<(), Error> {
     Ok(())
 }
 
+/// Retires a node.
+pub(crate) async fn retire(common: &Common, node: String) -> Result<(), Error> {
+    let mut client = Client::connect(&common.collector).await?;
+    client.control.retire_node(v1::RetireNodeRequest { node: node.clone() }).await?;
+    if common.json {
+        println!("{}", serde_json::json!({ "node": node, "retired": true }));
+    } else {
+        println!("node {node} retired");
+    }
+    Ok(())
+}
+
 /// Energy of a node, all scopes.
 pub(crate) fn energy(node: &v1::NodeView) -> Energy {
     let part = |e: &v1::ScopedEnergy| {

@@ -36,10 +36,11 @@ impl Accounts {
     }
 
     /// A lease begins: nothing is durable yet, since a lost lease costs nothing that is known.
-    pub(crate) fn open(&mut self, token: Token, job: JobId, node: NodeId, now: Now) {
+    pub(crate) fn open(&mut self, token: Token, job: JobId, node: NodeId, power_watts: f64, now: Now) {
         let record =
             AccountRecord { job, node, outcome: AccountOutcome::Open, energy: Energy::ZERO, settled: false };
-        self.open.entry(token).or_insert(Account { record, power_watts: 0.0, known_ms: now.monotonic_ms });
+        let account = Account { record, power_watts: power_watts.max(0.0), known_ms: now.monotonic_ms };
+        self.open.entry(token).or_insert(account);
     }
 
     /// The node says what a lease took so far.

@@ -79,6 +79,8 @@ pub enum Event {
         shard: u32,
         /// To whom.
         node: NodeId,
+        /// Power that its leases drew of late, each: what a lease that is lost unsaid is estimated by.
+        power_watts: f64,
     },
     /// The blobs of a round were reduced and are durable.
     Reduced {

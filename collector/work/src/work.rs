@@ -119,7 +119,9 @@ impl Work {
                 self.lose(WasteReason::HandedBack, now, &mut out, |l| l.token == token && l.node == node);
             }
             Event::Settled { node, settlements } => self.settled(&node, settlements, now, &mut out),
-            Event::Granted { job, shard, node } => self.granted(&job, shard, &node, now, &mut out),
+            Event::Granted { job, shard, node, power_watts } => {
+                self.granted(&job, shard, &node, power_watts, now, &mut out);
+            }
             Event::Reduced { job, round, reduction } => self.reduced(&job, round, reduction, now, &mut out),
             Event::Tick { peak_flops } => self.tick(peak_flops, now, &mut out),
         }
@@ -301,7 +303,8 @@ impl Work {
                     shard.state = ShardState::Leased(lease);
                     shard.newest = Some(held.token);
                     shard.attempts += 1;
-                    self.accounts.open(held.token, held.job.clone(), node.clone(), now);
+                    // What it drew is not known here; its node renews it within a second.
+                    self.accounts.open(held.token, held.job.clone(), node.clone(), 0.0, now);
                 }
             }
             Standing::Stale => {
@@ -365,7 +368,15 @@ impl Work {
         }
     }
 
-    fn granted(&mut self, job: &JobId, shard: u32, node: &NodeId, now: Now, out: &mut Step) {
+    fn granted(
+        &mut self,
+        job: &JobId,
+        shard: u32,
+        node: &NodeId,
+        power_watts: f64,
+        now: Now,
+        out: &mut Step,
+    ) {
         let session = self.sessions.get(node).filter(|s| s.grace_ends_ms.is_none());
         let (Some(record), Some(session)) = (self.jobs.get(job), session) else { return };
         let held = self.leases().filter(|(_, l)| l.node == *node).count();
@@ -393,7 +404,7 @@ impl Work {
             record.generation = generation;
             out.changed.insert(job.clone());
         }
-        self.accounts.open(token, job.clone(), node.clone(), now);
+        self.accounts.open(token, job.clone(), node.clone(), power_watts, now);
         let job = job.clone();
         let round = number;
         out.send(

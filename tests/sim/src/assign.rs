@@ -8,6 +8,9 @@ use wattmill_work::{Event, Now, ShardState, Work};
 use crate::random::Random;
 use crate::scenario::Assignment;
 
+/// What a lease is said to draw when it is given.
+const POWER_WATTS: f64 = 5.0;
+
 /// Proposes grants.
 pub type Assigner = fn(&Work, Now, &mut Random) -> Vec<Event>;
 
@@ -32,7 +35,7 @@ fn round_robin(work: &Work, now: Now, random: &mut Random) -> Vec<Event> {
     }
     let nodes: Vec<_> = work.connected().collect();
     let mut grants = Vec::new();
-    let mut turn = random.next() as usize;
+    let mut turn = random.bits() as usize;
     for (job, shard) in pending(work) {
         let Some(record) = work.job(&job) else { continue };
         let mut in_turn = (0..nodes.len()).map(|i| nodes[(turn + i) % nodes.len()]);
@@ -41,7 +44,7 @@ fn round_robin(work: &Work, now: Now, random: &mut Random) -> Vec<Event> {
         });
         if let Some((node, _)) = taker {
             *free.entry(node).or_default() -= 1;
-            grants.push(Event::Granted { job, shard, node: node.clone() });
+            grants.push(Event::Granted { job, shard, node: node.clone(), power_watts: POWER_WATTS });
             turn = turn.wrapping_add(1);
         }
     }
@@ -59,7 +62,7 @@ fn random(work: &Work, _: Now, random: &mut Random) -> Vec<Event> {
     (0..random.range(1, 4))
         .map(|_| {
             let (job, shard) = random.pick(&shards).clone();
-            Event::Granted { job, shard, node: (*random.pick(&nodes)).clone() }
+            Event::Granted { job, shard, node: (*random.pick(&nodes)).clone(), power_watts: POWER_WATTS }
         })
         .collect()
 }

@@ -461,7 +461,7 @@ fn brief(event: &Event) -> String {
                 settlements.iter().map(|s| format!("{}:{}", s.sequence, s.token)).collect();
             format!("node {} settles {tokens:?}", last(node))
         }
-        Event::Granted { job, shard, node } => format!("{job} shard {shard} for node {}", last(node)),
+        Event::Granted { job, shard, node, .. } => format!("{job} shard {shard} for node {}", last(node)),
         Event::Reduced { job, round, reduction } => {
             format!("round {round} of {job} is reduced{}", if reduction.is_ok() { "" } else { " in vain" })
         }

@@ -131,6 +131,24 @@ impl v1::control_server::Control for Control {
         Ok(Response::new(v1::ListNodesReply { nodes }))
     }
 
+    async fn retire_node(
+        &self,
+        request: Request<v1::RetireNodeRequest>,
+    ) -> Result<Response<v1::RetireNodeReply>, Status> {
+        let node = node_id(&request.into_inner().node)?;
+        let nodes = &self.core.views.borrow().cluster.nodes;
+        if nodes.iter().any(|n| n.connected && n.id == node.as_str()) {
+            return Err(Status::failed_precondition(format!(
+                "node {node} is connected: stop its agent first"
+            )));
+        }
+        if !self.telemetry.retire(&node) {
+            return Err(Status::not_found(format!("there is no node {node}; `wattmill nodes` lists them")));
+        }
+        tracing::info!(%node, "node retired");
+        Ok(Response::new(v1::RetireNodeReply {}))
+    }
+
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let interval = Duration::from_millis(u64::from(request.into_inner().interval_ms)).max(MIN_WATCH);
         let views = WatchStream::new(self.core.views.clone()).map(|view| Ok(view.cluster.clone()));
@@ -144,11 +162,7 @@ impl v1::control_server::Control for Control {
         request: Request<v1::GetHistoryRequest>,
     ) -> Result<Response<v1::GetHistoryReply>, Status> {
         let request = request.into_inner();
-        let node: Option<NodeId> = if request.node.is_empty() {
-            None
-        } else {
-            Some(request.node.parse().map_err(|e: InvalidId| Status::invalid_argument(e.to_string()))?)
-        };
+        let node: Option<NodeId> = if request.node.is_empty() { None } else { Some(node_id(&request.node)?) };
         let history =
             self.telemetry.history(node.as_ref(), request.from_unix_seconds, request.to_unix_seconds);
         let points = history.into_iter().map(|p| v1::HistoryPoint {
@@ -162,6 +176,10 @@ impl v1::control_server::Control for Control {
 }
 
 fn job_id(text: &str) -> Result<JobId, Status> {
+    text.parse().map_err(|e: InvalidId| Status::invalid_argument(e.to_string()))
+}
+
+fn node_id(text: &str) -> Result<NodeId, Status> {
     text.parse().map_err(|e: InvalidId| Status::invalid_argument(e.to_string()))
 }
 

@@ -67,8 +67,17 @@ impl Core {
             return;
         }
         for Assignment { job, shard, node } in assign(&self.plan, &queues, &self.loads()) {
-            self.apply(Event::Granted { job, shard, node });
+            let power_watts = self.lease_watts(&node);
+            self.apply(Event::Granted { job, shard, node, power_watts });
         }
+    }
+
+    /// A node's power of late, shared by the leases that it takes at once.
+    fn lease_watts(&self, node: &NodeId) -> f64 {
+        let rollup = self.rollups.borrow();
+        let watts = rollup.nodes.iter().find(|n| n.id == *node).and_then(|n| n.power_watts);
+        let slots = self.sessions.get(node).map_or(1, |connected| connected.hello.slots.max(1));
+        watts.unwrap_or(0.0) / f64::from(slots)
     }
 
     fn queues(&self) -> Vec<JobQueue> {

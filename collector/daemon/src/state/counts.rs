@@ -130,6 +130,7 @@ impl Counts {
         self.rejected[reason as usize] += number;
     }
 
+    #[cfg(test)]
     /// Points taken.
     pub(crate) fn ingested(&self) -> u64 {
         self.ingested

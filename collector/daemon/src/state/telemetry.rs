@@ -16,6 +16,7 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
+    #[cfg(test)]
     /// No telemetry yet.
     pub(crate) fn new() -> Self {
         Self::default()
@@ -66,6 +67,7 @@ impl Telemetry {
         self.lock().retire(id)
     }
 
+    #[cfg(test)]
     /// Position of the newest frame of a node's spool that was received. Not durable before the
     /// checkpoint that has it.
     pub(crate) fn received(&self, id: &NodeId) -> Option<u64> {

@@ -7,6 +7,7 @@ use wattmill_protocol::Source;
 use wattmill_protocol::catalogue as metrics;
 use wattmill_protocol::exposition::text;
 
+use super::rollup::Storage;
 use super::testing::{T0, at, energy, frame, gauge, node, node_energy, useful_flops};
 use super::*;
 

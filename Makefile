@@ -65,12 +65,12 @@ format: rust-needs ## the code is formatted
 
 .PHONY: clippy
 clippy: rust-needs ## no warning of the compiler or clippy
-	@cargo clippy --workspace --all-targets --quiet -- -D warnings
+	@cargo clippy --workspace --all-targets --keep-going --quiet -- -D warnings
 
 # With the examples, features are those that clippy checked with: dependencies are not checked twice.
 .PHONY: doc
 doc: rust-needs ## the code's documentation builds without a warning
-	@RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --lib --examples --quiet
+	@RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --lib --examples --keep-going --quiet
 
 .PHONY: deny
 deny: rust-needs ## licences, sources and duplicates of the dependencies

@@ -12,7 +12,9 @@ install -D -m 644 -t "$to/usr/lib/sysusers.d" packaging/sysusers.d/wattmill.conf
 install -D -m 644 -t "$to/usr/lib/udev/rules.d" packaging/udev/60-wattmill.rules
 install -D -m 644 -t "$to/usr/share/wattmill" tests/fixtures/digits.csv.gz packaging/prometheus.yml \
     packaging/alerts.yml dashboards/*.json
-[ ! -e jobs ] || install -D -m 644 -t "$to/usr/share/wattmill/jobs" jobs/*.toml
+# The digits' licence asks that their authors are named.
+install -D -m 644 tests/fixtures/README.md "$to/usr/share/doc/wattmill/data.md"
+install -D -m 644 -t "$to/usr/share/wattmill/jobs" jobs/*.toml
 for config in agent.toml collector.toml; do
     [ -e "$to/etc/wattmill/$config" ] || install -D -m 644 -t "$to/etc/wattmill" "packaging/$config"
 done

@@ -21,11 +21,11 @@ printf '%-10s %-7s %5d s\n' all "$([ $failed = 0 ] && echo ok || echo FAILED)" $
 
 # Closing lines of nextest ("Summary [...] 10 tests run: 10 passed, 1 failed, 0 skipped"), of cargo test
 # ("test result: ok. 10 passed; 0 failed") and of our own checks ("10 passed, 0 failed").
-sed 's/\x1b\[[0-9;]*m//g' "$logs"/*.log | awk '
+# A step that failed without a failed test counts as one.
+sed 's/\x1b\[[0-9;]*m//g' "$logs"/*.log | awk -v steps="$failed" '
     /^ *Summary \[|^test result: |^[0-9]+ passed, [0-9]+ failed$/ {
         if (match($0, /[0-9]+ passed/)) passed += substr($0, RSTART)
         if (match($0, /[0-9]+ failed/)) failed += substr($0, RSTART)
-        seen = 1
     }
-    END { if (seen) printf "\n%d passed, %d failed\n", passed, failed }'
+    END { if (failed == 0) failed = steps; if (passed + failed) printf "\n%d passed, %d failed\n", passed, failed }'
 exit $((failed > 0))

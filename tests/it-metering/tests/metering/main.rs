@@ -1,0 +1,10 @@
+//! Metering through the real programs. One test program, so that all of it runs at once.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which the lint's exception for tests misses")]
+
+mod check;
+mod exposition;
+mod nvml;
+mod otlp;
+mod prometheus;
+mod rapl;

@@ -140,7 +140,8 @@ impl Cluster {
     }
 
     pub(crate) fn try_grant(&mut self, shard: u32, n: u8) -> Option<Token> {
-        let effects = self.apply(Event::Granted { job: self.job.clone(), shard, node: node(n) });
+        let effects =
+            self.apply(Event::Granted { job: self.job.clone(), shard, node: node(n), power_watts: 0.0 });
         effects.iter().find_map(|effect| match effect {
             Effect::Send { message: Message::Lease { token, .. }, .. } => Some(*token),
             _ => None,

@@ -106,7 +106,8 @@ impl Rig {
     }
 
     fn until_up(&self, uuid: &str, up: f64) {
-        self.agent.until(&format!("{uuid} up {up}"), |m| m.value("wattmill_gpu_up", &[("uuid", uuid)]) == Some(up));
+        self.agent
+            .until(&format!("{uuid} up {up}"), |m| m.value("wattmill_gpu_up", &[("uuid", uuid)]) == Some(up));
     }
 
     /// True energy of a GPU between two instants.
@@ -213,7 +214,8 @@ fn a_lost_gpu_stays_in_sight_and_invents_no_joules() {
     rig.agent.windows(2);
     let back_at = rig.restore(0, true);
     rig.until_up(COUNTED, 1.0);
-    rig.agent.until("the reset is counted", |m| gaps(m, COUNTED) == BTreeMap::from([("reset".to_owned(), 1.0)]));
+    rig.agent
+        .until("the reset is counted", |m| gaps(m, COUNTED) == BTreeMap::from([("reset".to_owned(), 1.0)]));
     let reset = energy(&rig.agent.metrics(), COUNTED).unwrap();
     rig.agent.windows(2);
     let (metrics, truth) = rig.rest();
@@ -247,7 +249,8 @@ fn consumers_sum_to_what_the_node_used_in_every_scrape() {
     done.store(true, Ordering::Relaxed);
     load.join().unwrap();
     let used = last.microjoules_by(NODE, "source");
-    let sources: Vec<&str> = used.iter().filter(|(_, sum)| **sum > 0).map(|(source, _)| source.as_str()).collect();
+    let sources: Vec<&str> =
+        used.iter().filter(|(_, sum)| **sum > 0).map(|(source, _)| source.as_str()).collect();
     assert_eq!(sources, ["counter", "estimate", "integrated"], "each had something to split");
     let consumers = last.microjoules_by(ATTRIBUTED, "consumer");
     let other = consumers.get("other").copied().unwrap_or_default();

@@ -102,7 +102,8 @@ fn queries() -> Vec<(String, String)> {
     for panel in dashboard["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().into_iter().flatten() {
             let query = target["expr"].as_str().unwrap();
-            let query = query.replace("$__rate_interval", "15s").replace("$__range", "60s").replace("$job", ".*");
+            let query =
+                query.replace("$__rate_interval", "15s").replace("$__range", "60s").replace("$job", ".*");
             assert!(!query.contains('$'), "a variable that this test does not know: {query}");
             queries.push((panel["title"].as_str().unwrap().to_owned(), query));
         }
@@ -174,7 +175,8 @@ fn every_panel_has_data_while_a_job_trains() {
 fn wait_for_all(prometheus: &Prometheus, collector: &Collector, empty: &mut Vec<(String, String)>) -> bool {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while !empty.is_empty() && std::time::Instant::now() < deadline {
-        let garbage = http::post(&collector.http, "/v1/metrics", &[("Content-Type", "application/x-protobuf")], b"?");
+        let garbage =
+            http::post(&collector.http, "/v1/metrics", &[("Content-Type", "application/x-protobuf")], b"?");
         assert_eq!(garbage.status, 400);
         empty.retain(|(_, query)| prometheus.query(query).iter().all(|(_, value)| value.is_nan()));
     }

@@ -68,13 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &dyn Error, code: u8) -> ExitCode {
-    let mut text = format!("wattmill-agent: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    eprintln!("{text}");
+    eprintln!("wattmill-agent: {}", exit::describe(error));
     ExitCode::from(code)
 }
 

@@ -7,7 +7,6 @@ mod nodes;
 mod show;
 mod watch;
 
-use std::error::Error as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -95,7 +94,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) => {
-            eprintln!("wattmill: {}", describe(&error));
+            eprintln!("wattmill: {}", exit::describe(&error));
             ExitCode::from(error.exit_code())
         }
     }
@@ -112,22 +111,6 @@ async fn run(Arguments { command, common }: Arguments) -> Result<(), Error> {
         Command::Retire { node } => nodes::retire(&common, node).await,
         Command::Watch(options) => watch::run(&common, &options).await,
     }
-}
-
-/// An error and its causes on one line.
-fn describe(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // A transport error repeats its source.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Files that a finished job is saved to.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use wattmill_protocol::{MAX_CONTROL_MESSAGE_BYTES, v1};
+use wattmill_protocol::{MAX_CONTROL_MESSAGE_BYTES, exit, v1};
 
 use crate::api::control::Control;
 use crate::api::http::{self, Pages};
@@ -236,7 +236,7 @@ async fn checkpoint(
             }
             Err(error) => {
                 tracing::error!(
-                    error = crate::describe(&error),
+                    error = exit::describe(&error),
                     "telemetry is not durable; tried again in 10 s"
                 );
             }

@@ -88,20 +88,8 @@ async fn check(config: &Config) -> Result<(), app::AppError> {
 }
 
 fn fail(code: u8, error: &dyn Error) -> ExitCode {
-    eprintln!("wattmill-collector: {}", describe(error));
+    eprintln!("wattmill-collector: {}", exit::describe(error));
     ExitCode::from(code)
-}
-
-/// An error and all its causes on one line.
-pub(crate) fn describe(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn start_log(format: LogFormat) {

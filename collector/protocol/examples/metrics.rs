@@ -9,7 +9,7 @@ fn main() {
 }
 
 /// The page.
-pub fn page() -> String {
+pub(crate) fn page() -> String {
     let mut page = String::from(HEAD);
     table(&mut page, "wattmill-agent", Exporter::Agent);
     table(&mut page, "wattmill-collector", Exporter::Collector);

@@ -1,5 +1,7 @@
 //! Dashboards and alerts use metrics that exist, and are laid out so that everything can be seen.
 
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

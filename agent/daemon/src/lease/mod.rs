@@ -14,7 +14,7 @@ mod worker;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
-use wattmill_protocol::{Energy, Token, v1};
+use wattmill_protocol::{Energy, Token, exit, v1};
 
 use crate::app::Services;
 use desk::{Desk, Start};
@@ -76,7 +76,7 @@ async fn first_worker(services: &Services) -> Option<Worker> {
             Ok(worker) => return Some(worker),
             Err(error) => error,
         };
-        tracing::error!(error = worker::describe(&error), "no worker: this node meters, but takes no work");
+        tracing::error!(error = exit::describe(&error), "no worker: this node meters, but takes no work");
         services.stopping.run_until_cancelled(tokio::time::sleep(WORKER_RETRY)).await?;
     }
 }
@@ -229,7 +229,7 @@ impl Leases {
     }
 
     fn worker_died(&mut self, error: &WorkerError) {
-        let reason = worker::describe(error);
+        let reason = exit::describe(error);
         tracing::error!(error = reason, "the worker died: its attempt failed, another worker is started");
         self.worker = None;
         self.worker_retry = Instant::now();
@@ -245,7 +245,7 @@ impl Leases {
         match Worker::start(&config.worker_path, &config.cpus).await {
             Ok(worker) => self.worker = Some(worker),
             Err(error) => {
-                tracing::error!(error = worker::describe(&error), "the worker cannot be started");
+                tracing::error!(error = exit::describe(&error), "the worker cannot be started");
                 self.worker_retry = Instant::now() + WORKER_RETRY;
             }
         }

@@ -1,6 +1,5 @@
 //! The worker process: a child on the node's CPUs, spoken to over its standard input and output.
 
-use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -177,16 +176,4 @@ pub(super) async fn peak(worker: &mut Worker, state_dir: &Path, cpus: usize) -> 
         tracing::warn!(file = %path.display(), %error, "the peak is not kept: it is measured again at the next start");
     }
     Ok(peak)
-}
-
-/// An error and its causes on one line.
-pub(super) fn describe(error: &WorkerError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

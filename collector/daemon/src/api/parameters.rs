@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
-use wattmill_protocol::{BLOB_CHUNK_BYTES, Hash, MAX_BLOB_BYTES, Token, v1};
+use wattmill_protocol::{BLOB_CHUNK_BYTES, Hash, MAX_BLOB_BYTES, Token, exit, v1};
 
 use crate::blobs::{BlobError, Blobs};
 use crate::core::LiveTokens;
@@ -86,7 +86,7 @@ async fn gather(chunks: &mut Streaming<v1::StoreChunk>, size: u64) -> Result<Byt
 }
 
 fn status(error: &BlobError) -> Status {
-    let message = crate::describe(error);
+    let message = exit::describe(error);
     match error {
         BlobError::Mismatch { .. } => Status::invalid_argument(message),
         BlobError::Full { .. } => Status::resource_exhausted(message),

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use wattmill_protocol::{Energy, JobId, NodeId, Token, v1};
+use wattmill_protocol::{Energy, JobId, NodeId, Token, exit, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
 use wattmill_work::{Effect, Event, Message, Now, Report, ReportOutcome, Work, Write};
@@ -289,7 +289,7 @@ impl Core {
                 Err(error) => {
                     self.store_errors += 1;
                     tracing::error!(
-                        error = crate::describe(&error),
+                        error = exit::describe(&error),
                         writes = self.pending_writes.len(),
                         "the store refused a transaction; nothing goes on until it takes it"
                     );
@@ -341,7 +341,7 @@ impl Core {
     fn reduce(&self, job: JobId, round: u32, input: reduce::Round) {
         let (blobs, to_self) = (Arc::clone(&self.blobs), self.to_self.clone());
         tokio::task::spawn_blocking(move || {
-            let reduction = reduce::reduce(&blobs, &input).map_err(|error| crate::describe(&error));
+            let reduction = reduce::reduce(&blobs, &input).map_err(|error| exit::describe(&error));
             if let Err(reason) = &reduction {
                 tracing::error!(%job, round, reason, "a round cannot be reduced");
             }

@@ -8,8 +8,8 @@ fn main() {
     print!("{}", page());
 }
 
-/// The page.
-pub fn page() -> String {
+/// The page, also for the test that compares it.
+pub(crate) fn page() -> String {
     let mut page = String::from(HEAD);
     table(&mut page, "wattmill-agent", Exporter::Agent);
     table(&mut page, "wattmill-collector", Exporter::Collector);

@@ -52,8 +52,8 @@ test: ## everything that must hold before a change lands, with the time of each 
 	@tests/run/steps.sh format clippy doc deny unit shell
 
 .PHONY: check
-check: ## the quick part of it: format, lints, documentation
-	@tests/run/steps.sh format clippy doc
+check: ## the inner loop: format, lints, unit tests
+	@tests/run/steps.sh format clippy units
 
 .PHONY: test-full
 test-full: ## what is too slow for make test
@@ -88,6 +88,10 @@ unit: build test-needs ## the tests of all crates
 	    cargo test --workspace --no-fail-fast --lib --bins --tests --quiet; \
 	fi
 	@cargo test --workspace --doc --quiet
+
+.PHONY: units
+units: rust-needs ## the tests inside the crates alone: no processes, no services
+	@cargo test --workspace --lib --bins --quiet
 
 .PHONY: shell
 shell: build test-needs ## units, configurations, rules and dashboards, by their own tools

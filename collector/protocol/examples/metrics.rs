@@ -8,7 +8,7 @@ fn main() {
     print!("{}", page());
 }
 
-/// The page.
+/// The page, also for the test that compares it.
 pub(crate) fn page() -> String {
     let mut page = String::from(HEAD);
     table(&mut page, "wattmill-agent", Exporter::Agent);

@@ -11,9 +11,14 @@ use wattmill_protocol::catalogue::{ALL, Kind, Metric};
 
 fn files(folder: &str, extension: &str) -> Vec<(PathBuf, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
-    let paths = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let paths = entries.map(|entry| entry.expect("a folder can be listed").path());
     let wanted = paths.filter(|path| path.extension().is_some_and(|e| e == extension));
-    let files: Vec<_> = wanted.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect();
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        (path, text)
+    };
+    let files: Vec<_> = wanted.map(read).collect();
     assert!(!files.is_empty(), "no .{extension} in {}", folder.display());
     files
 }

@@ -1,7 +1,7 @@
 //! Pure planning: what the cluster's figures mean, and who gets which share of the work.
 //!
 //! No I/O, clock or randomness: a snapshot, a policy and the previous plan come in, a [`Plan`] comes out,
-//! and the same input gives the same plan whatever the order of its nodes. [`assign`] turns a plan into
+//! and the same input gives the same plan whatever the order of its nodes. [`assign`](mod@assign) turns a plan into
 //! single shards without choosing anew.
 
 pub mod assign;

@@ -141,6 +141,10 @@ async fn the_tool_and_the_metrics_agree() {
     names.sort_unstable();
     assert_eq!(names, ["one", "two"]);
 
+    eventually("agent one's committed work is in its metrics", async || {
+        metric(&cluster.agent_metrics("one"), "wattmill_useful_flops_total", &[]).filter(|flops| *flops > 0.0)
+    })
+    .await;
     let pages = [
         ("the collector", cluster.collector_metrics(), "wattmill_job_samples_total"),
         ("agent one", cluster.agent_metrics("one"), "wattmill_useful_flops_total"),

@@ -53,6 +53,17 @@ pub enum WasteReason {
 }
 
 impl WasteReason {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::NodeLost,
+        Self::NodeRestarted,
+        Self::LeaseExpired,
+        Self::HandedBack,
+        Self::Failed,
+        Self::JobEnded,
+        Self::CollectorRestarted,
+    ];
+
     /// The value of the `reason` label.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -48,6 +48,14 @@ struct Session {
     capability: Capability,
     /// When the grace of a closed session ends; `None` while it is open.
     grace_ends_ms: Option<u64>,
+    /// The node gave work back: it stops or is drained, and takes none until its next session.
+    leaving: bool,
+}
+
+impl Session {
+    fn takes_work(&self) -> bool {
+        self.grace_ends_ms.is_none() && !self.leaving
+    }
 }
 
 #[derive(Debug)]
@@ -116,6 +124,9 @@ impl Work {
             Event::Renewed { node, renewals } => self.renewed(&node, &renewals, now),
             Event::Reported { node, report } => self.reported(&node, report, now, &mut out),
             Event::HandedBack { node, token } => {
+                if let Some(session) = self.sessions.get_mut(&node) {
+                    session.leaving = true;
+                }
                 self.lose(WasteReason::HandedBack, now, &mut out, |l| l.token == token && l.node == node);
             }
             Event::Settled { node, settlements } => self.settled(&node, settlements, now, &mut out),
@@ -158,9 +169,9 @@ impl Work {
         total_rounds(job)
     }
 
-    /// Nodes with an open session.
+    /// Nodes with an open session that take work.
     pub fn connected(&self) -> impl Iterator<Item = (&NodeId, &Capability)> {
-        self.sessions.iter().filter(|(_, s)| s.grace_ends_ms.is_none()).map(|(n, s)| (n, &s.capability))
+        self.sessions.iter().filter(|(_, s)| s.takes_work()).map(|(n, s)| (n, &s.capability))
     }
 
     /// Live leases, with their job.
@@ -274,7 +285,8 @@ impl Work {
         if self.sessions.get(node).is_some_and(|session| session.number > number) {
             return;
         }
-        self.sessions.insert(node.clone(), Session { number, capability, grace_ends_ms: None });
+        self.sessions
+            .insert(node.clone(), Session { number, capability, grace_ends_ms: None, leaving: false });
         let kept: BTreeSet<Token> = held.iter().map(|h| h.token).collect();
         // A node that came back without a lease will never report it.
         self.lose(WasteReason::NodeRestarted, now, out, |l| l.node == *node && !kept.contains(&l.token));
@@ -377,7 +389,7 @@ impl Work {
         now: Now,
         out: &mut Step,
     ) {
-        let session = self.sessions.get(node).filter(|s| s.grace_ends_ms.is_none());
+        let session = self.sessions.get(node).filter(|s| s.takes_work());
         let (Some(record), Some(session)) = (self.jobs.get(job), session) else { return };
         let held = self.leases().filter(|(_, l)| l.node == *node).count();
         if !self.may_grant(now)

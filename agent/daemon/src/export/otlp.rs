@@ -60,7 +60,8 @@ fn metrics(snapshot: &Snapshot) -> Vec<Metric> {
     let points = points(snapshot);
     let mut families: BTreeMap<&'static str, (&'static cat::Metric, &'static Otlp, Vec<NumberDataPoint>)> =
         BTreeMap::new();
-    for point in &points {
+    // A description with a part that is not known yet is not pushed: the collector takes whole ones.
+    for point in points.iter().filter(|point| point.labels.iter().all(|label| !label.is_empty())) {
         if let Some(otlp) = &point.metric.otlp {
             let family = families.entry(otlp.name).or_insert((point.metric, otlp, Vec::new()));
             family.2.push(data_point(point, otlp, snapshot));
@@ -83,8 +84,7 @@ fn family(metric: &'static cat::Metric, otlp: &'static Otlp, data_points: Vec<Nu
 
 fn data_point(point: &Point, otlp: &Otlp, snapshot: &Snapshot) -> NumberDataPoint {
     let fixed = otlp.fixed.iter().map(|(key, value)| text(key, value));
-    // An empty label says nothing; OTLP leaves such attributes out.
-    let labels = otlp.attributes.iter().zip(&point.labels).filter(|(_, value)| !value.is_empty());
+    let labels = otlp.attributes.iter().zip(&point.labels);
     NumberDataPoint {
         attributes: fixed.chain(labels.map(|(key, value)| text(key, value))).collect(),
         start_time_unix_nano: match point.metric.kind {

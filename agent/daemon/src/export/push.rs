@@ -129,7 +129,13 @@ pub async fn send(collector: Endpoint, node: NodeId, spool: SharedSpool, push: P
         sender.note(&error);
         let pause = backoff(sender.failures, RandomState::new().hash_one(0u8));
         sender.failures = sender.failures.saturating_add(1);
-        tokio::time::sleep(pause).await;
+        // A session that opens says that the collector is back: its pauses are shorter than these.
+        let opened = push.durable.borrow().sessions;
+        let mut durable = push.durable.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = durable.wait_for(|durable| durable.sessions != opened) => {}
+        }
     }
 }
 

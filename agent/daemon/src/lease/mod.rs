@@ -150,6 +150,8 @@ impl Leases {
                     self.report(token);
                 }
             }
+            // Given before the collector heard that this node stops.
+            Kind::Lease(lease) if self.services.stopping.is_cancelled() => self.give_back(Token(lease.token)),
             Kind::Lease(lease) => {
                 self.traces.begin(Token(lease.token), &lease.traceparent);
                 if let Some(hash) = self.desk.take(lease) {
@@ -331,8 +333,7 @@ impl Leases {
         let unfinished = self.desk.unfinished();
         for token in &unfinished {
             self.services.meter.end(*token);
-            let reason = "the agent stops".to_owned();
-            self.session.send(v1::from_node::Kind::HandBack(v1::HandBack { token: token.0, reason }));
+            self.give_back(*token);
         }
         self.worker = None;
         self.services.meter.flush().await;
@@ -348,6 +349,11 @@ impl Leases {
         // Sending the last spans blocks.
         tokio::task::block_in_place(|| traces.stop());
         tracing::info!(handed_back = unfinished.len(), "leases handed back");
+    }
+
+    fn give_back(&mut self, token: Token) {
+        let reason = "the agent stops".to_owned();
+        self.session.send(v1::from_node::Kind::HandBack(v1::HandBack { token: token.0, reason }));
     }
 
     /// Waits until the collector has applied every settlement.

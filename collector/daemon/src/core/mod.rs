@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use wattmill_protocol::{Energy, JobId, NodeId, Token, exit, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
-use wattmill_work::{Effect, Event, Message, Now, Report, ReportOutcome, Work, Write};
+use wattmill_work::{Effect, Event, Message, Now, Report, ReportOutcome, WasteReason, Work, Write};
 
 use crate::blobs::Blobs;
 use crate::reduce;
@@ -74,6 +74,8 @@ pub(crate) struct Core {
     energy_at_end: BTreeMap<JobId, Energy>,
     /// Positions of the nodes' spools that survive a crash.
     durable: BTreeMap<NodeId, u64>,
+    /// As exposed: an estimate that a ledger corrects downwards must not take a counter back.
+    wasted_joules: BTreeMap<WasteReason, f64>,
     commits: u64,
     store_errors: u64,
     plan_seconds: f64,
@@ -121,6 +123,7 @@ impl Core {
             energy_at_submission: BTreeMap::new(),
             energy_at_end: BTreeMap::new(),
             durable: durable.into_iter().collect(),
+            wasted_joules: BTreeMap::new(),
             commits: 0,
             store_errors: 0,
             plan_seconds: 0.0,
@@ -372,7 +375,11 @@ impl Core {
         self.rollups.borrow().energy.values().copied().sum()
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        for (reason, joules) in view::wasted_joules(self) {
+            let shown = self.wasted_joules.entry(reason).or_default();
+            *shown = shown.max(joules);
+        }
         self.views.send_replace(Arc::new(view::build(self)));
     }
 }

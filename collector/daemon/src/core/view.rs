@@ -6,7 +6,7 @@ use wattmill_protocol::catalogue as metrics;
 use wattmill_protocol::exposition::Point;
 use wattmill_protocol::{Energy, JobId, NodeId, Source, v1};
 use wattmill_scheduler::efficiency::{self, LiteralInputs};
-use wattmill_work::{AccountOutcome, JobRecord, NodeShare, Phase, ShardState};
+use wattmill_work::{AccountOutcome, JobRecord, NodeShare, Phase, ShardState, WasteReason};
 
 use super::Core;
 use crate::state::{NodeRollup, Target};
@@ -221,8 +221,10 @@ fn job_points(points: &mut Vec<Point>, core: &Core, job: &JobRecord, view: &v1::
     points.extend(view.accuracy.map(|a| Point::new(&metrics::JOB_ACCURACY, &[id], a)));
     points.push(Point::new(&metrics::JOB_SAMPLES, &[id], view.samples as f64));
     points.extend(view.samples_per_joule.map(|s| Point::new(&metrics::JOB_SAMPLES_PER_JOULE, &[id], s)));
-    let (committed, wasted) = job_energy(core, job);
-    for (outcome, energy) in [("committed", committed), ("wasted", wasted)] {
+    // Settled joules alone: they only grow, as a counter must.
+    let settled = |of: fn(&NodeShare) -> Energy| job.nodes.values().map(of).sum::<Energy>();
+    let outcomes = [("committed", settled(|n| n.committed)), ("wasted", settled(|n| n.wasted))];
+    for (outcome, energy) in outcomes {
         for (source, microjoules) in energy.parts() {
             let labels = [id, outcome, source.as_str()];
             points.push(Point::new(&metrics::JOB_ENERGY, &labels, microjoules as f64 / 1e6));
@@ -247,21 +249,12 @@ fn core_points(core: &Core, cluster: &v1::ClusterView) -> Vec<Point> {
         Point::new(&metrics::COLLECTOR_STORE_ERRORS, &[], core.store_errors as f64),
         Point::new(&metrics::COLLECTOR_PLAN_DURATION, &[], core.plan_seconds),
     ];
-    let mut requeues: BTreeMap<&str, u32> = BTreeMap::new();
-    let mut wasted: BTreeMap<&str, Energy> = BTreeMap::new();
-    for job in core.work.jobs() {
-        for (reason, count) in &job.requeues {
-            *requeues.entry(reason.as_str()).or_default() += count;
-        }
-        for (reason, energy) in &job.wasted {
-            *wasted.entry(reason.as_str()).or_default() += *energy;
-        }
-    }
-    for (reason, count) in requeues {
-        points.push(Point::new(&metrics::RESCHEDULES, &[reason], f64::from(count)));
-    }
-    for (reason, energy) in wasted {
-        points.push(Point::new(&metrics::CLUSTER_WASTED, &[reason], energy.total_joules()));
+    // Every reason from the start: a counter that appears with its first event hides it from `increase`.
+    for reason in WasteReason::ALL {
+        let requeues: u32 = core.work.jobs().filter_map(|job| job.requeues.get(&reason)).sum();
+        points.push(Point::new(&metrics::RESCHEDULES, &[reason.as_str()], f64::from(requeues)));
+        let wasted = core.wasted_joules.get(&reason).copied().unwrap_or(0.0);
+        points.push(Point::new(&metrics::CLUSTER_WASTED, &[reason.as_str()], wasted));
     }
     bounds(core, &mut points);
     points
@@ -309,6 +302,20 @@ fn mean_shard_bytes(jobs: &[&JobRecord]) -> Option<f64> {
         f64::from(job.spec.training.shard_size) * (f64::from(job.spec.data.features) + 1.0) * 4.0
     };
     (!jobs.is_empty()).then(|| jobs.iter().map(bytes).sum::<f64>() / jobs.len() as f64)
+}
+
+/// Joules wasted so far, by reason, settled or as far as they are known.
+pub(crate) fn wasted_joules(core: &Core) -> BTreeMap<WasteReason, f64> {
+    let mut sums: BTreeMap<WasteReason, f64> = BTreeMap::new();
+    for (reason, energy) in core.work.jobs().flat_map(|job| &job.wasted) {
+        *sums.entry(*reason).or_default() += energy.total_joules();
+    }
+    for (_, account) in core.work.accounts() {
+        if let AccountOutcome::Wasted(reason) = account.outcome {
+            *sums.entry(reason).or_default() += account.energy.total_joules();
+        }
+    }
+    sums
 }
 
 /// Joules by source, for reports.

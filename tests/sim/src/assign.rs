@@ -32,7 +32,7 @@ fn round_robin(work: &Work, now: Now, random: &mut Random) -> Vec<Event> {
     }
     let nodes: Vec<_> = work.connected().collect();
     let mut grants = Vec::new();
-    let mut turn = random.next() as usize;
+    let mut turn = random.bits() as usize;
     for (job, shard) in pending(work) {
         let Some(record) = work.job(&job) else { continue };
         let mut in_turn = (0..nodes.len()).map(|i| nodes[(turn + i) % nodes.len()]);

@@ -22,14 +22,14 @@ impl Random {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(GAMMA);
         mix(self.0)
     }
 
     /// A number below `bound`, which is above zero. The bias of the remainder is below 2^-32 here.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.bits() % bound
     }
 
     /// A number from `least` to `most`, both included.
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn the_stream_never_changes() {
         let mut random = Random::new(1);
-        let first: Vec<u64> = (0..3).map(|_| random.next()).collect();
+        let first: Vec<u64> = (0..3).map(|_| random.bits()).collect();
         // If these change, every recorded seed means another run.
         assert_eq!(first, [0x5e41ab087439611e, 0xf18d6ce93d6cf1ee, 0x0b95f66d327e8d78]);
     }

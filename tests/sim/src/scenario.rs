@@ -196,7 +196,7 @@ fn draw_spec(index: u64, random: &mut Random) -> Job {
             // The last shard and the last round of an epoch are smaller more often than not.
             shard_size: random.range(2, 8) as u32,
             shards_per_round: random.range(1, 5) as u32,
-            seed: random.next(),
+            seed: random.bits(),
             optimizer,
             schedule: *random.pick(&[Schedule::Constant, Schedule::Cosine { final_ratio: 0.1 }]),
             numerics,

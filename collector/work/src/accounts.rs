@@ -1,7 +1,8 @@
 //! The joules of leases: each amount is counted once, as committed or as waste.
 //!
 //! An account is opened with its lease and folded into its job's totals once outcome and amount are both
-//! final. Until then it is a row of its own, so that a crash forgets neither.
+//! final. Until then it is a row of its own, so that a crash forgets neither; waste stays one until its round
+//! is over, so that its token is never taken up again.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ struct Account {
     known_ms: u64,
 }
 
-/// All accounts that are not folded yet, and how far each node's settlements are applied.
+/// All accounts that are not closed, and how far each node's settlements are applied.
 #[derive(Debug, Default)]
 pub(crate) struct Accounts {
     open: BTreeMap<Token, Account>,

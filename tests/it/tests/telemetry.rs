@@ -1,5 +1,7 @@
 //! What is measured, where it is shown, and that it is counted once.
 
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
+
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -16,7 +16,8 @@ use wattmill_work::{
 use crate::assign;
 use crate::context::{Broken, Call, CollectorTimer, Context, What, hold};
 use crate::network::{Envelope, FromNode, Network, ToNode};
-use crate::train;
+use crate::reduction::{self, Trouble};
+use crate::words;
 
 /// Time between ticks.
 const TICK_MS: u64 = 500;
@@ -152,7 +153,7 @@ impl Collector {
                 current.retrying = false;
                 self.flush(context, network)
             }
-            CollectorTimer::Reduce(effect) => self.reduce(context, network, *effect),
+            CollectorTimer::Reduce(effect) => self.reduce(context, network, &effect),
             CollectorTimer::Reduced { job, round, reduction } => {
                 self.apply(context, network, Event::Reduced { job, round, reduction: Ok(reduction) })
             }
@@ -258,7 +259,7 @@ impl Collector {
     ) -> Result<(), Broken> {
         let Some(process) = &mut self.process else { return Ok(()) };
         let quiet = matches!(event, Event::Tick { .. });
-        let line = if quiet { String::new() } else { brief(&event) };
+        let line = if quiet { String::new() } else { words::event(&event) };
         let (writes, effects) = process.work.apply(event, clock(context, process.clock_ms));
         if !quiet || !writes.is_empty() || !effects.is_empty() {
             context.note(format!("{line} → {} writes, {} effects", writes.len(), effects.len()));
@@ -324,7 +325,7 @@ impl Collector {
             Effect::Send { node, message } => {
                 context.checks.said(&message)?;
                 if !matches!(message, Message::Settled { .. }) {
-                    context.note(format!("  tells {} {}", &node.as_str()[35..], brief_message(&message)));
+                    context.note(format!("  tells {} {}", words::name(&node), words::message(&message)));
                 }
                 if let Some(number) = process.routes.get(&node) {
                     network.send(context, *number, Envelope::Down(ToNode::Work(message)));
@@ -348,42 +349,29 @@ impl Collector {
     }
 
     /// Reduces a round, stores the outcome, then says so. The process may die between any two.
-    fn reduce(&mut self, context: &mut Context, network: &mut Network, effect: Effect) -> Result<(), Broken> {
-        let Effect::Reduce { job, round, spec, parameters, optimizer, blobs, samples, step } = effect else {
-            return Ok(());
-        };
+    fn reduce(
+        &mut self,
+        context: &mut Context,
+        network: &mut Network,
+        effect: &Effect,
+    ) -> Result<(), Broken> {
+        let Effect::Reduce { job, round, .. } = effect else { return Ok(()) };
+        let (job, round) = (job.clone(), *round);
         let awaited = self.work().and_then(|w| w.round(&job)).is_some_and(|r| r.number == round);
-        let get = |blob: Hash| {
-            let found = context.blobs.get(blob).ok_or_else(|| format!("blob {blob} is missing"));
-            hold(found.is_ok() || !awaited, || format!("round {round} of {job} lacks blob {blob}"))?;
-            Ok::<_, Broken>(found)
-        };
-        let inputs: Result<Vec<&[f32]>, String> =
-            blobs.iter().map(|blob| get(*blob)).collect::<Result<Vec<_>, Broken>>()?.into_iter().collect();
-        let state = optimizer.map(get).transpose()?.transpose();
-        let reduction = match (parameters, inputs, state) {
-            (_, Err(reason), _) | (_, _, Err(reason)) => Err(reason),
-            (None, Ok(_), Ok(_)) => Ok((None, None)),
-            (Some(parameters), Ok(inputs), Ok(state)) => match get(parameters)? {
-                Err(reason) => Err(reason),
-                Ok(parameters) => train::step(&spec, parameters, state, inputs.into_iter(), samples, step)
-                    .map(|(parameters, state)| (Some(parameters), state)),
-            },
-        };
-        let reduction = match reduction {
-            Err(reason) => Err(reason),
+        let reduction = match reduction::reduce(&context.blobs, effect) {
             Ok((parameters, state)) => {
-                let parameters = match parameters {
-                    Some(parameters) => context.blobs.put(parameters),
-                    // The preparing round's one blob is the first parameters.
-                    None => blobs[0],
-                };
+                let parameters = context.blobs.put(parameters);
                 if dies(context) {
                     self.crash(context, network, "between two blobs");
                     return Ok(());
                 }
                 Ok(Reduction { parameters, optimizer: state.map(|state| context.blobs.put(state)) })
             }
+            Err(Trouble::Missing(blob)) => {
+                hold(!awaited, || format!("round {round} of {job} lacks blob {blob}"))?;
+                Err(format!("blob {blob} is missing"))
+            }
+            Err(Trouble::Refused(reason)) => Err(reason),
         };
         if let (Ok(reduction), Some(process)) = (&reduction, self.process())
             && context.random.chance(50)
@@ -437,50 +425,5 @@ fn blob_of(report: &Report) -> Option<Hash> {
         Ok(ShardResult::Prepared { parameters, .. }) => Some(*parameters),
         Ok(ShardResult::Gradient { gradient, .. }) => Some(*gradient),
         _ => None,
-    }
-}
-
-fn brief(event: &Event) -> String {
-    let last = |node: &NodeId| node.as_str()[35..].to_owned();
-    match event {
-        Event::Submitted { job, .. } => format!("{job} is submitted"),
-        Event::Cancelled { job } => format!("{job} is cancelled"),
-        Event::Opened { node, session, held, .. } => {
-            let held: Vec<String> = held.iter().map(|h| h.token.to_string()).collect();
-            format!("node {} opens session {session} with {held:?}", last(node))
-        }
-        Event::Closed { node, session } => format!("session {session} of node {} is closed", last(node)),
-        Event::Renewed { node, renewals } => format!("node {} renews {}", last(node), renewals.len()),
-        Event::Reported { node, report } => {
-            let taken = if report.result.is_ok() { "result" } else { "failure" };
-            let Report { token, job, round, shard, .. } = report;
-            format!("node {} reports a {taken} of {token}, {job} round {round} shard {shard}", last(node))
-        }
-        Event::HandedBack { node, token } => format!("node {} hands {token} back", last(node)),
-        Event::Settled { node, settlements } => {
-            let tokens: Vec<String> =
-                settlements.iter().map(|s| format!("{}:{}", s.sequence, s.token)).collect();
-            format!("node {} settles {tokens:?}", last(node))
-        }
-        Event::Granted { job, shard, node, .. } => format!("{job} shard {shard} for node {}", last(node)),
-        Event::Reduced { job, round, reduction } => {
-            format!("round {round} of {job} is reduced{}", if reduction.is_ok() { "" } else { " in vain" })
-        }
-        Event::Tick { .. } => "time passes".to_owned(),
-    }
-}
-
-fn brief_message(message: &Message) -> String {
-    match message {
-        Message::Lease { token, job, round, shard, attempt, .. } => {
-            format!("lease {token}, {job} round {round} shard {shard}, attempt {attempt}")
-        }
-        Message::Revoke { token, reason } => format!("revoke {token}, {}", reason.as_str()),
-        Message::Reply { token, outcome } => format!("{token} is {outcome:?}"),
-        Message::Settled { sequence } => format!("settled through {sequence}"),
-        Message::Committed { tokens } => {
-            let tokens: Vec<String> = tokens.iter().map(ToString::to_string).collect();
-            format!("committed {tokens:?}")
-        }
     }
 }

@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use wattmill_protocol::job::Job;
 use wattmill_protocol::{Energy, Hash, NodeId, Source, Token};
-use wattmill_work::{
-    Capability, Failure, HeldLease, Message, Renewal, Report, ReportOutcome, Settlement, ShardResult, Task,
-};
+use wattmill_work::{Capability, HeldLease, Message, Renewal, Report, ReportOutcome, Settlement, Task};
 
+use crate::attempt::Attempt;
 use crate::context::{Broken, Context, NodeTimer, What, hold};
 use crate::ledger::Ledger;
 use crate::network::{Envelope, FromNode, Network, ToNode};
@@ -34,20 +33,6 @@ pub enum State {
     Down,
     /// It never will.
     Dead,
-}
-
-/// A lease that is being worked on.
-#[derive(Debug)]
-struct Attempt {
-    lease: HeldLease,
-    spec: Arc<Job>,
-    task: Task,
-    data_hash: Option<Hash>,
-    parameters: Vec<f32>,
-    done: u64,
-    steps: u64,
-    hangs_at: Option<u64>,
-    fails: bool,
 }
 
 /// A result that is kept.
@@ -370,24 +355,8 @@ impl Node {
     }
 
     fn finish(&mut self, context: &mut Context, token: Token, attempt: Attempt) {
-        let Attempt { lease, spec, task, parameters, fails, .. } = attempt;
-        let (mut result, mut blob) = train::compute(&spec, task, &parameters, self.plan.numerics);
-        if fails && let ShardResult::Gradient { samples, .. } = &mut result {
-            // Some workers fail without noticing: the result does not fit the task.
-            *samples += 1;
-        }
-        let broken = context.checks.is_broken(&lease.job) && task == Task::Prepare;
-        let noticed = fails && (context.random.chance(500) || matches!(task, Task::Prepare));
-        let result = if broken || noticed {
-            blob = None;
-            let message = if broken { "the data cannot be read" } else { "the worker ran out of memory" };
-            Err(Failure { bad_input: broken, message: message.to_owned() })
-        } else {
-            Ok(result)
-        };
-        let HeldLease { job, round, shard, .. } = lease;
-        let useful_flops = 100 * task.samples();
-        let report = Report { token, job, round, shard, result, useful_flops };
+        let broken = context.checks.is_broken(&attempt.lease.job);
+        let (report, blob) = attempt.report(&mut context.random, self.plan.numerics, broken);
         self.results.insert(token, Kept { report, blob, stored: false });
         let upload_ms = context.random.range(1, 60);
         self.after(context, upload_ms, NodeTimer::Upload(token));

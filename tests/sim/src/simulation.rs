@@ -4,19 +4,18 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use wattmill_protocol::JobId;
-use wattmill_protocol::job::NumericsPolicy;
-use wattmill_work::{JobRecord, Phase, Shard, ShardState};
+use wattmill_work::{JobRecord, Shard, ShardState};
 
 use crate::blobs::Blobs;
 use crate::checks::Checks;
 use crate::collector::Collector;
 use crate::context::{Broken, Call, Context, NodeTimer, Trace, What, hold};
+use crate::judge;
 use crate::network::{Envelope, Network};
 use crate::node::{Node, State};
 use crate::queue::Queue;
 use crate::random::Random;
 use crate::scenario::{Fault, Scenario};
-use crate::train;
 
 /// After the faults' end everything is done within this time.
 const LIVENESS_MS: u64 = 900_000;
@@ -374,49 +373,8 @@ impl Simulation {
                 return Err(Broken(format!("user {index} submitted once and has {} jobs", of_user.len())));
             };
             hold(user.job.as_ref() == Some(&job.id), || format!("{} was not acknowledged", job.id))?;
-            self.judge_job(job, user)?;
+            judge::job(&self.context.checks, job, user.called_cancel)?;
         }
         Ok(())
-    }
-
-    fn judge_job(&self, job: &JobRecord, user: &User) -> Result<(), Broken> {
-        let reason = job.reason.as_deref().unwrap_or_default();
-        let broken = self.context.checks.is_broken(&job.id);
-        match job.phase {
-            Phase::Cancelled => hold(user.called_cancel, || format!("{} was never cancelled", job.id)),
-            Phase::Failed => {
-                let known = (broken && reason == "the data cannot be read")
-                    || (job.round == 0 && reason == "the worker ran out of memory");
-                hold(known, || format!("{} failed: {reason:?}", job.id))
-            }
-            Phase::Finished => {
-                hold(!broken, || format!("{} finished without data", job.id))?;
-                hold(reason.is_empty(), || format!("{} finished: {reason:?}", job.id))?;
-                self.judge_model(job)
-            }
-            phase => Err(Broken(format!("{} is {phase:?} at the end", job.id))),
-        }
-    }
-
-    fn judge_model(&self, job: &JobRecord) -> Result<(), Broken> {
-        let prepared = train::prepared(&job.spec);
-        let samples = prepared.training_rows * u64::from(job.spec.training.epochs);
-        hold(job.samples == samples, || format!("{} trained on {} of {samples}", job.id, job.samples))?;
-        let of_nodes: u64 = job.nodes.values().map(|share| share.samples).sum();
-        hold(of_nodes == samples, || format!("nodes of {} did {of_nodes} of {samples}", job.id))?;
-        let shards: u64 = job.nodes.values().map(|share| share.shards).sum();
-        let rounds = self.context.checks.rounds(&job.id);
-        let manifests: usize = rounds.iter().map(|round| round.shards.len()).sum();
-        hold(shards == manifests as u64, || {
-            format!("nodes of {} did {shards} of {manifests} shards", job.id)
-        })?;
-        if job.spec.training.numerics == NumericsPolicy::Any {
-            return Ok(());
-        }
-        let numerics = job.numerics.as_deref().unwrap_or_default();
-        let expected = train::undisturbed(&job.spec, numerics).map_err(Broken)?;
-        hold(job.parameters == Some(expected), || {
-            format!("{} ends with {:?}, undisturbed with {expected}", job.id, job.parameters)
-        })
     }
 }

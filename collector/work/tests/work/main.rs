@@ -1,6 +1,6 @@
 //! The state machine's promises, one by one, over the memory store.
 
-#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cluster;
 mod joules;

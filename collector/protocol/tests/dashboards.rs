@@ -58,7 +58,8 @@ fn every_metric_exists_and_counters_are_not_shown_raw() {
         for query in queries(&dashboard) {
             for (name, _) in metrics(query) {
                 let metric = catalogue.get(name);
-                let metric = metric.unwrap_or_else(|| panic!("{}: no metric {name}: {query}", path.display()));
+                let metric =
+                    metric.unwrap_or_else(|| panic!("{}: no metric {name}: {query}", path.display()));
                 let grows = ["rate(", "increase("].iter().any(|f| query.contains(&format!("{f}{name}")));
                 assert_eq!(grows, metric.kind == Kind::Counter, "{}: {query}", path.display());
             }
@@ -76,9 +77,11 @@ fn every_label_exists() {
     let catalogue = catalogue();
     for (path, dashboard) in dashboards() {
         for query in queries(&dashboard) {
-            let used: Vec<&Metric> = metrics(query).filter_map(|(name, _)| catalogue.get(name).copied()).collect();
+            let used: Vec<&Metric> =
+                metrics(query).filter_map(|(name, _)| catalogue.get(name).copied()).collect();
             let matchers = metrics(query).filter_map(|(_, rest)| rest.strip_prefix('{')?.split('}').next());
-            let grouped = query.match_indices("by (").filter_map(|(i, by)| query[i + by.len()..].split(')').next());
+            let grouped =
+                query.match_indices("by (").filter_map(|(i, by)| query[i + by.len()..].split(')').next());
             let labels = matchers.chain(grouped).flat_map(|list| list.split(','));
             for label in labels.filter_map(|l| l.split(['=', '!', '~']).next()).map(str::trim) {
                 let known = used.iter().any(|metric| metric.labels.contains(&label));
@@ -107,7 +110,9 @@ fn panels_fit_the_grid_and_do_not_overlap() {
         let mut ids = BTreeSet::new();
         for (title, panel) in panels(&dashboard) {
             let place = format!("{}: {title}", path.display());
-            let at = |key: &str| panel["gridPos"][key].as_u64().unwrap_or_else(|| panic!("{place}: gridPos.{key}"));
+            let at = |key: &str| {
+                panel["gridPos"][key].as_u64().unwrap_or_else(|| panic!("{place}: gridPos.{key}"))
+            };
             let (x, y, width, height) = (at("x"), at("y"), at("w"), at("h"));
             assert!(width > 0 && height > 0 && x + width <= 24, "{place}: outside the 24 columns");
             assert!(ids.insert(panel["id"].as_u64()), "{place}: its id stands twice");

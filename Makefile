@@ -56,8 +56,8 @@ check: ## the quick part of it: format, lints, documentation
 	@tests/run/steps.sh format clippy doc
 
 .PHONY: test-full
-test-full: ## what is too slow for make test
-	@echo "test-full: nothing is in here yet; make test runs every test there is"
+test-full: build test-needs ## what is too slow for make test
+	@cargo test --package wattmill-it --quiet -- --ignored
 
 .PHONY: format
 format: rust-needs ## the code is formatted

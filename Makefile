@@ -57,7 +57,7 @@ check: ## the quick part of it: format, lints, documentation
 
 .PHONY: test-full
 test-full: build test-needs ## what is too slow for make test
-	@cargo test --package wattmill-it --quiet -- --ignored
+	@cargo test --workspace --test telemetry --quiet -- --ignored
 
 .PHONY: format
 format: rust-needs ## the code is formatted

@@ -56,8 +56,8 @@ check: ## the inner loop: format, lints, unit tests
 	@tests/run/steps.sh format clippy units
 
 .PHONY: test-full
-test-full: ## what is too slow for make test
-	@echo "test-full: nothing is in here yet; make test runs every test there is"
+test-full: build test-needs ## what is too slow for make test
+	@cargo test --workspace --test telemetry --quiet -- --ignored
 
 .PHONY: format
 format: rust-needs ## the code is formatted

@@ -147,6 +147,12 @@ impl Desk {
         self.held.iter().filter(|(_, held)| !finished(held)).map(|(token, _)| *token).collect()
     }
 
+    /// The job of a lease whose work has not begun.
+    pub(super) fn waiting(&self, token: Token) -> Option<JobId> {
+        let held = self.held.get(&token).filter(|held| !matches!(held.stage, Stage::Finished { .. }))?;
+        if self.running() == Some(token) { None } else { held.lease.job.parse().ok() }
+    }
+
     /// A finished lease's blob and its name, where it has one.
     pub(super) fn blob(&self, token: Token) -> Option<(Hash, Bytes)> {
         let Stage::Finished { result, blob } = &self.held.get(&token)?.stage else { return None };

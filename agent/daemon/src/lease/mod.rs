@@ -195,6 +195,9 @@ impl Leases {
     /// A lease is no longer this node's. Where it computes, only ending the worker stops it.
     fn drop_lease(&mut self, token: Token) {
         self.traces.end(token);
+        if let Some(job) = self.desk.waiting(token) {
+            self.services.meter.never_began(token, job);
+        }
         if self.desk.remove(token) {
             self.services.meter.end(token);
             self.worker = None;
@@ -333,6 +336,9 @@ impl Leases {
         let unfinished = self.desk.unfinished();
         for token in &unfinished {
             self.services.meter.end(*token);
+            if let Some(job) = self.desk.waiting(*token) {
+                self.services.meter.never_began(*token, job);
+            }
             self.give_back(*token);
         }
         self.worker = None;

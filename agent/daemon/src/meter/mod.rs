@@ -130,6 +130,11 @@ impl Meter {
         self.shared.lock().core.shards.begin(token, job, pid, &clock::process_cpu_nanos);
     }
 
+    /// A shard's lease ended before its work began: it settles with no joules, or its estimate would stand.
+    pub fn never_began(&self, token: Token, job: JobId) {
+        self.shared.lock().core.shards.never_began(token, job);
+    }
+
     /// A shard has ended: call it while its process still lives. Its energy settles one window later.
     pub fn end(&self, token: Token) {
         self.shared.lock().core.end(token, &clock::process_cpu_nanos);

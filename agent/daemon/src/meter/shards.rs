@@ -40,6 +40,19 @@ struct Shard {
 }
 
 impl Shard {
+    fn new(job: JobId, pid: u32, ended: bool) -> Self {
+        Self {
+            job,
+            energy: Energy::ZERO,
+            pid,
+            read_nanos: None,
+            window_nanos: 0,
+            window_microjoules: 0,
+            power_watts: 0.0,
+            ended,
+        }
+    }
+
     fn read(&mut self, clock: CpuClock<'_>) {
         let Some(nanos) = clock(self.pid) else { return };
         if let Some(before) = self.read_nanos.replace(nanos) {
@@ -55,17 +68,13 @@ pub(super) struct Shards(BTreeMap<Token, Shard>);
 impl Shards {
     /// A shard begins to compute in the process `pid`. Beginning again (a new worker) keeps its energy.
     pub(super) fn begin(&mut self, token: Token, job: JobId, pid: u32, clock: CpuClock<'_>) {
-        let shard = self.0.entry(token).or_insert(Shard {
-            job,
-            energy: Energy::ZERO,
-            pid,
-            read_nanos: None,
-            window_nanos: 0,
-            window_microjoules: 0,
-            power_watts: 0.0,
-            ended: false,
-        });
+        let shard = self.0.entry(token).or_insert_with(|| Shard::new(job, pid, false));
         (shard.pid, shard.read_nanos, shard.ended) = (pid, clock(pid), false);
+    }
+
+    /// A shard never began; it settles with nothing.
+    pub(super) fn never_began(&mut self, token: Token, job: JobId) {
+        self.0.entry(token).or_insert_with(|| Shard::new(job, 0, true));
     }
 
     /// A shard has ended; it settles with the window.

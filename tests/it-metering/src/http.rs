@@ -41,7 +41,8 @@ pub fn get(address: &str, path: &str) -> Answer {
 /// # Panics
 /// Nobody answers.
 pub fn post(address: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-    request(address, "POST", path, headers, body).unwrap_or_else(|e| panic!("POST http://{address}{path}: {e}"))
+    request(address, "POST", path, headers, body)
+        .unwrap_or_else(|e| panic!("POST http://{address}{path}: {e}"))
 }
 
 fn request(
@@ -53,7 +54,8 @@ fn request(
 ) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut head = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n", body.len());
+    let mut head =
+        format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n", body.len());
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -124,7 +124,9 @@ mod tests {
 
     #[test]
     fn text_is_read() {
-        let metrics = Metrics::parse("# HELP a b\na 1\nb{x=\"1\",y=\"q\\\"}, \\\\\"} 1.5e3\nb{x=\"2\",y=\"\"} 0.000001\n");
+        let metrics = Metrics::parse(
+            "# HELP a b\na 1\nb{x=\"1\",y=\"q\\\"}, \\\\\"} 1.5e3\nb{x=\"2\",y=\"\"} 0.000001\n",
+        );
         assert_eq!(metrics.value("a", &[]), Some(1.0));
         assert_eq!(metrics.find("b", &[("x", "1")]).unwrap().label("y"), "q\"}, \\");
         assert_eq!(metrics.microjoules("b", &[("x", "2")]), Some(1));

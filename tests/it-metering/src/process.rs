@@ -66,7 +66,12 @@ impl Process {
             let events = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             let found = events.into_iter().find(|event| event["message"] == message);
             let ended = self.child.try_wait().expect("a child can be asked");
-            assert!(found.is_some() || ended.is_none(), "{} ended: {ended:?}\n{}", self.name, lines.join("\n"));
+            assert!(
+                found.is_some() || ended.is_none(),
+                "{} ended: {ended:?}\n{}",
+                self.name,
+                lines.join("\n")
+            );
             found
         })
     }
@@ -119,7 +124,8 @@ impl AgentFolder {
     pub fn new(name: &str, keys: impl FnOnce(&Path) -> String) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let keys = keys(folder.path());
-        let given = |key: &str| keys.lines().any(|line| line.split('=').next().is_some_and(|k| k.trim() == key));
+        let given =
+            |key: &str| keys.lines().any(|line| line.split('=').next().is_some_and(|k| k.trim() == key));
         let path = |file: &str| format!("{:?}", folder.path().join(file).display().to_string());
         let mut text = String::new();
         for (key, value) in [

@@ -123,7 +123,11 @@ fn a_library_that_was_asked_for_and_is_missing_fails() {
     });
     assert_eq!(checked.code, 1, "{}", checked.table);
     let (status, detail, mend) = checked.finding("nvml");
-    assert!(status == "failed" && detail.contains(&path) && mend.contains("nvml_library"), "{}", checked.table);
+    assert!(
+        status == "failed" && detail.contains(&path) && mend.contains("nvml_library"),
+        "{}",
+        checked.table
+    );
 }
 
 #[test]

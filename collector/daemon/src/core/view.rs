@@ -257,6 +257,12 @@ fn core_points(core: &Core, cluster: &v1::ClusterView) -> Vec<Point> {
             *wasted.entry(reason.as_str()).or_default() += *energy;
         }
     }
+    // As far as it is known: the ledger of a node that crashed may never come back.
+    for (_, account) in core.work.accounts() {
+        if let AccountOutcome::Wasted(reason) = account.outcome {
+            *wasted.entry(reason.as_str()).or_default() += account.energy;
+        }
+    }
     for (reason, count) in requeues {
         points.push(Point::new(&metrics::RESCHEDULES, &[reason], f64::from(count)));
     }

@@ -27,6 +27,13 @@ const PATH: &str = "/v1/metrics";
 const PROTOBUF: (&str, &str) = ("Content-Type", "application/x-protobuf");
 const GZIP: (&str, &str) = ("Content-Encoding", "gzip");
 
+/// Counters here began at the last multiple of this: a day.
+const STARTED_NANOS: u64 = 86_400_000_000_000;
+
+fn unix_nanos() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+}
+
 fn attribute(key: &str, value: Value) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
 }
@@ -37,10 +44,10 @@ fn text(key: &str, value: &str) -> KeyValue {
 
 /// What an agent pushes, with one counter.
 fn push(node: &str, name: &str, joules: f64) -> Vec<u8> {
-    let now = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap();
+    let now = unix_nanos();
     let point = NumberDataPoint {
         attributes: vec![text("wattmill.scope", "cpu"), text("wattmill.source", "counter")],
-        start_time_unix_nano: now - 10_000_000_000,
+        start_time_unix_nano: now - now % STARTED_NANOS,
         time_unix_nano: now,
         value: Some(number_data_point::Value::AsDouble(joules)),
         ..NumberDataPoint::default()

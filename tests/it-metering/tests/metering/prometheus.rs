@@ -16,6 +16,10 @@ use wattmill_it_metering::{PATIENCE, http, tools, wait_for};
 
 /// How long after its start the cluster is asked for its utilisation.
 const MEASURED: Duration = Duration::from_secs(12);
+/// Queries that rightly have no answer, and why.
+const WITHOUT_DATA: [(&str, &str); 1] =
+    [("wattmill_cluster_transfer_lower_bound_seconds", "nobody configured bandwidths, so it is unknown")];
+
 /// A port that was free a moment ago: an agent has to be told the port that it advertises.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -102,7 +106,9 @@ fn queries() -> Vec<(String, String)> {
             let query =
                 query.replace("$__rate_interval", "15s").replace("$__range", "60s").replace("$job", ".*");
             assert!(!query.contains('$'), "a variable that this test does not know: {query}");
-            queries.push((panel["title"].as_str().unwrap().to_owned(), query));
+            if WITHOUT_DATA.iter().all(|(without, _)| *without != query) {
+                queries.push((panel["title"].as_str().unwrap().to_owned(), query));
+            }
         }
     }
     assert!(queries.len() > 20, "{queries:?}");

@@ -76,6 +76,15 @@ impl Process {
         })
     }
 
+    /// Stops it where it is: its connections stay open, and it does nothing.
+    ///
+    /// # Panics
+    /// It ended before.
+    pub fn freeze(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("it runs");
+    }
+
     /// Kills it without a warning, as a crash does.
     pub fn kill(&mut self) {
         // It may have ended already.

@@ -27,6 +27,8 @@ const ATTRIBUTED: &str = "wattmill_node_attributed_energy_joules_total";
 const NODE: &str = "wattmill_node_energy_joules_total";
 /// The most that integrated energy may differ from the truth.
 const TOLERANCE: f64 = 0.005;
+/// Time that NVML's power is a mean of, and a bit.
+const POWER_MEAN: Duration = Duration::from_millis(1_050);
 
 /// Two GPUs at rest: one with an energy counter, one without. Beside them the CPU's energy is estimated, which
 /// always grows.
@@ -70,7 +72,19 @@ impl Rig {
         rig.agent.until("both GPUs are metered", |metrics| {
             energy(metrics, COUNTED) == Some(0) && energy(metrics, INTEGRATED) == Some(0)
         });
+        // Until it is loaded for a second, the library's mean of a second is one of less.
+        rig.settled();
         rig
+    }
+
+    /// A scrape after everything of now is in: what NVML calls power is the mean of the last second, so a
+    /// second and two windows later.
+    fn settled(&self) -> Metrics {
+        let since = Instant::now();
+        while since.elapsed() < POWER_MEAN {
+            self.agent.windows(1);
+        }
+        self.agent.windows(2)
     }
 
     fn draw(&mut self, gpu: usize, waveform: Waveform) {
@@ -80,16 +94,11 @@ impl Rig {
     /// Both draw nothing any more, and everything that they drew is shown.
     ///
     /// A scrape shows the last window, which ended some time ago: under power, its energy and the truth are of
-    /// different times. At zero watts both stand still, and can be compared exactly. What NVML calls power is
-    /// the mean of the last second, so integrated energy is complete a second and two windows later.
+    /// different times. At zero watts both stand still, and can be compared exactly.
     fn rest(&mut self) -> (Metrics, Vec<Truth>) {
         self.draw(0, constant(0.0));
         self.draw(1, constant(0.0));
-        let since = Instant::now();
-        let mut metrics = self.agent.windows(3);
-        while since.elapsed() < Duration::from_millis(1_100) {
-            metrics = self.agent.windows(3);
-        }
+        let metrics = self.settled();
         let again = self.agent.windows(1);
         for uuid in [COUNTED, INTEGRATED] {
             assert_eq!(energy(&metrics, uuid), energy(&again, uuid), "at rest nothing is added to {uuid}");
@@ -171,10 +180,9 @@ fn metered_joules_are_the_true_ones() {
 #[test]
 fn a_lost_gpu_stays_in_sight_and_invents_no_joules() {
     let mut rig = Rig::start("lossy", "[metering]\ninterval_ms = 300\ngpu_interval_ms = 100\n");
-    // Half a kilowatt, for longer than the second that power is a mean of.
     rig.draw(0, constant(500.0));
     rig.draw(1, constant(500.0));
-    rig.agent.windows(5);
+    rig.settled();
 
     let lost_at = [rig.lose(0, LossMode::GpuIsLost), rig.lose(1, LossMode::NotFound)];
     rig.until_up(COUNTED, 0.0);

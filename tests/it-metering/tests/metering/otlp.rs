@@ -27,6 +27,13 @@ const PATH: &str = "/v1/metrics";
 const PROTOBUF: (&str, &str) = ("Content-Type", "application/x-protobuf");
 const GZIP: (&str, &str) = ("Content-Encoding", "gzip");
 
+/// Counters here began at the last multiple of this: a day.
+const STARTED_NANOS: u64 = 86_400_000_000_000;
+
+fn unix_nanos() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+}
+
 fn attribute(key: &str, value: Value) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
 }
@@ -37,10 +44,10 @@ fn text(key: &str, value: &str) -> KeyValue {
 
 /// What an agent pushes, with one counter.
 fn push(node: &str, name: &str, joules: f64) -> Vec<u8> {
-    let now = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap();
+    let now = unix_nanos();
     let point = NumberDataPoint {
         attributes: vec![text("wattmill.scope", "cpu"), text("wattmill.source", "counter")],
-        start_time_unix_nano: now - 10_000_000_000,
+        start_time_unix_nano: now - now % STARTED_NANOS,
         time_unix_nano: now,
         value: Some(number_data_point::Value::AsDouble(joules)),
         ..NumberDataPoint::default()
@@ -86,19 +93,23 @@ fn pushes_over_http_reach_the_list_of_nodes() {
     let collector = Collector::start();
     let plain = "11111111-1111-4111-8111-111111111111";
     let zipped = "22222222-2222-4222-8222-222222222222";
-    for (headers, body) in [
-        (&[PROTOBUF][..], push(plain, "plain", 12.345_678)),
-        (&[PROTOBUF, GZIP][..], gzip(&push(zipped, "zipped", 3.25))),
-    ] {
-        let answer = post(&collector.http, PATH, headers, &body);
-        assert_eq!(answer.status, 200, "{answer:?}");
-        assert_eq!(answer.header("content-type"), "application/x-protobuf");
-        let response = ExportMetricsServiceResponse::decode(answer.body.as_bytes()).unwrap();
-        assert_eq!(response.partial_success, None, "all was taken");
+    // The first sight of a counter is a baseline: what it counted before is not this cluster's.
+    for (first, second) in [(1_000.0, 3.0), (1_012.345_678, 6.25)] {
+        for (headers, body) in [
+            (&[PROTOBUF][..], push(plain, "plain", first)),
+            (&[PROTOBUF, GZIP][..], gzip(&push(zipped, "zipped", second))),
+        ] {
+            let answer = post(&collector.http, PATH, headers, &body);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert_eq!(answer.header("content-type"), "application/x-protobuf");
+            let response = ExportMetricsServiceResponse::decode(answer.body.as_bytes()).unwrap();
+            assert_eq!(response.partial_success, None, "all was taken");
+        }
     }
     let nodes = wait_for("both nodes are listed", PATIENCE, || {
         let nodes = collector.ask(&["nodes"]);
-        (nodes.as_array().is_some_and(|nodes| nodes.len() == 2)).then_some(nodes)
+        let counted = |node: &serde_json::Value| node["energy"][0]["joules"].as_f64() > Some(0.0);
+        nodes.as_array().is_some_and(|nodes| nodes.len() == 2 && nodes.iter().all(counted)).then_some(nodes)
     });
     for (index, id, name, joules) in [(0, plain, "plain", 12.345_678), (1, zipped, "zipped", 3.25)] {
         let node = &nodes[index];

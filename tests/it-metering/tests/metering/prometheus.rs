@@ -7,7 +7,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -15,9 +15,10 @@ use wattmill_it_metering::process::{Agent, Collector, Process};
 use wattmill_it_metering::{PATIENCE, http, tools, wait_for};
 
 /// How long after its start the cluster is asked for its utilisation.
-const MEASURED: Duration = Duration::from_secs(12);
-/// Queries that may rightly have no answer here: panel, query, why. None at present.
-const MAY_BE_EMPTY: [(&str, &str); 0] = [];
+const MEASURED: Duration = Duration::from_secs(18);
+/// Queries that rightly have no answer, and why.
+const WITHOUT_DATA: [(&str, &str); 1] =
+    [("wattmill_cluster_transfer_lower_bound_seconds", "nobody configured bandwidths, so it is unknown")];
 
 /// A port that was free a moment ago: an agent has to be told the port that it advertises.
 fn free_port() -> u16 {
@@ -105,7 +106,9 @@ fn queries() -> Vec<(String, String)> {
             let query =
                 query.replace("$__rate_interval", "15s").replace("$__range", "60s").replace("$job", ".*");
             assert!(!query.contains('$'), "a variable that this test does not know: {query}");
-            queries.push((panel["title"].as_str().unwrap().to_owned(), query));
+            if WITHOUT_DATA.iter().all(|(without, _)| *without != query) {
+                queries.push((panel["title"].as_str().unwrap().to_owned(), query));
+            }
         }
     }
     assert!(queries.len() > 20, "{queries:?}");
@@ -153,32 +156,45 @@ fn every_panel_has_data_while_a_job_trains() {
         let working = prometheus.query("rate(wattmill_useful_flops_total[5s]) > 0").len() == 2;
         (working && prometheus.number(&settled) == Some(2.0)).then_some(())
     });
-    let by_agents = "sum(increase(wattmill_useful_flops_total[60s]))
-        / sum(wattmill_device_peak_flops * on (node) count_over_time(wattmill_useful_flops_total[60s]))";
-    let query = "sum(rate(wattmill_useful_flops_total[10s])) / sum(wattmill_device_peak_flops)";
-    println!("eta {:?} {:?}", prometheus.number(query), prometheus.query(by_agents));
-    println!("mfu {:?}", prometheus.query("wattmill_cluster_mfu_ratio"));
-    println!("peak {:?}", prometheus.query("wattmill_device_peak_flops"));
-    println!("flops {:?}", prometheus.query("wattmill_useful_flops_total[30s]"));
+    let by_agents =
+        format!("sum(rate(wattmill_useful_flops_total[{seconds}s])) / sum(wattmill_device_peak_flops)");
+    let by_agents = prometheus.number(&by_agents).unwrap();
+    let by_collector = prometheus.number("wattmill_cluster_mfu_ratio").unwrap();
+    println!("η by the agents' counters {by_agents:.6}, by the collector {by_collector:.6}");
+    assert!((by_agents / by_collector - 1.0).abs() < 0.25, "{by_agents} and {by_collector}");
 
     // An agent crashes, and somebody pushes what nobody can read: the panels for trouble have something to show.
-    goes.process.kill();
-    let mut empty = queries();
-    let deadline = wait_for_all(&prometheus, &collector, &mut empty);
-    empty.retain(|(_, query)| !MAY_BE_EMPTY.iter().any(|(allowed, _)| allowed == query));
-    assert!(deadline || empty.is_empty(), "no data for {empty:#?}");
+    crash_with_a_lease(&mut goes, &collector);
+    let empty = without_data(&prometheus, &collector);
+    assert!(empty.is_empty(), "no data for {empty:#?}");
     let node = stays.metrics();
     assert!(node.value("wattmill_useful_flops_total", &[]).is_some_and(|flops| flops > 0.0), "{}", node.text);
     collector.ask(&["job", &job]);
 }
 
-fn wait_for_all(prometheus: &Prometheus, collector: &Collector, empty: &mut Vec<(String, String)>) -> bool {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while !empty.is_empty() && std::time::Instant::now() < deadline {
-        let garbage =
-            http::post(&collector.http, "/v1/metrics", &[("Content-Type", "application/x-protobuf")], b"?");
+/// Kills an agent that holds a lease. It is frozen before, so that it keeps the one that it has or is given.
+fn crash_with_a_lease(agent: &mut Agent, collector: &Collector) {
+    agent.process.freeze();
+    let mut seen = 0;
+    wait_for("the frozen agent holds a lease", PATIENCE, || {
+        let nodes = collector.ask(&["nodes"]);
+        let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == "goes").unwrap();
+        // More than once: what is shown may be a moment old.
+        seen = if node["running"].as_u64() > Some(0) { seen + 1 } else { 0 };
+        (seen >= 20).then_some(())
+    });
+    agent.process.kill();
+}
+
+/// Panels and queries that never had a number for an answer.
+fn without_data(prometheus: &Prometheus, collector: &Collector) -> Vec<(String, String)> {
+    let mut empty = queries();
+    let deadline = Instant::now() + PATIENCE;
+    while !empty.is_empty() && Instant::now() < deadline {
+        let protobuf = [("Content-Type", "application/x-protobuf")];
+        let garbage = http::post(&collector.http, "/v1/metrics", &protobuf, b"?");
         assert_eq!(garbage.status, 400);
-        empty.retain(|(_, query)| prometheus.query(query).iter().all(|(_, value)| value.is_nan()));
+        empty.retain(|(_, query)| prometheus.query(query).iter().all(|(_, value)| !value.is_finite()));
     }
-    empty.is_empty()
+    empty
 }

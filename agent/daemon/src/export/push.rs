@@ -35,7 +35,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// First pause between two connections, and the longest.
 const BACKOFF: Duration = Duration::from_millis(250);
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
 /// What the collector said of the spool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -129,13 +129,7 @@ pub async fn send(collector: Endpoint, node: NodeId, spool: SharedSpool, push: P
         sender.note(&error);
         let pause = backoff(sender.failures, RandomState::new().hash_one(0u8));
         sender.failures = sender.failures.saturating_add(1);
-        // A session that opens says that the collector is back: its pauses are shorter than these.
-        let opened = push.durable.borrow().sessions;
-        let mut durable = push.durable.subscribe();
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = durable.wait_for(|durable| durable.sessions != opened) => {}
-        }
+        tokio::time::sleep(pause).await;
     }
 }
 

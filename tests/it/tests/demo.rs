@@ -1,5 +1,7 @@
 //! `wattmill demo`, as whoever tries Wattmill first runs it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use serde_json::Value;
 use wattmill_it::{Output, binary, has_meter, run, turn};
 use wattmill_protocol::Hash;

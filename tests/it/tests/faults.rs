@@ -1,6 +1,8 @@
 //! Processes that are killed while they train. What "the same model" means is learned from a run on the same
 //! cluster that nobody disturbed: results depend on the instruction set, and on nothing else.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::time::{Duration, Instant};
 
 use wattmill_it::{Cluster, Signal, digits, metric, model, signal, turn};

@@ -1,5 +1,7 @@
 //! What people and disks get wrong: each mistake ends with its exit code, and words that name it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! What is measured, where it is shown, and that it is counted once.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 

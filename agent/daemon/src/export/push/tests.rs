@@ -32,8 +32,8 @@ impl MetricsService for Recorder {
         let text = |key: &str| metadata.get(key).unwrap().to_str().unwrap().to_owned();
         let (node, position) = (text(NODE_HEADER), text(POSITION_HEADER).parse().unwrap());
         let metrics = &request.get_ref().resource_metrics[0].scope_metrics[0].metrics;
-        let info = metrics.iter().find(|m| m.name == "wattmill.node.info").unwrap();
-        let time = match info.data.as_ref().unwrap() {
+        let spooled = metrics.iter().find(|m| m.name == "wattmill.agent.spool.frames").unwrap();
+        let time = match spooled.data.as_ref().unwrap() {
             opentelemetry_proto::tonic::metrics::v1::metric::Data::Gauge(g) => {
                 g.data_points[0].time_unix_nano
             }

@@ -135,7 +135,7 @@ impl Simulation {
     fn happen(&mut self, what: What) -> Result<(), Broken> {
         let Self { context, collector, network, nodes, .. } = self;
         match what {
-            What::Deliver { connection, message } => self.deliver(connection, message),
+            What::Deliver { connection, down } => self.deliver(connection, down),
             What::Late { connection, message } => match network.ends(connection) {
                 Some((node, process)) if collector.process() == Some(process) => {
                     context.note(format!("late, of session {connection}:"));
@@ -197,17 +197,17 @@ impl Simulation {
         }
     }
 
-    fn deliver(&mut self, connection: u64, message: u64) -> Result<(), Broken> {
+    fn deliver(&mut self, connection: u64, down: bool) -> Result<(), Broken> {
         let Self { context, collector, network, nodes, .. } = self;
         let Some((index, _)) = network.ends(connection) else { return Ok(()) };
         let node = &mut nodes[index];
         if let Some(until_ms) = node.paused_until_ms(context.now)
-            && network.is_down(connection, message)
+            && down
         {
-            context.queue.at(until_ms, What::Deliver { connection, message });
+            context.queue.at(until_ms, What::Deliver { connection, down });
             return Ok(());
         }
-        match network.arrive(connection, message) {
+        match network.arrive(connection, down) {
             Some((_, process, Envelope::Up(message))) if collector.process() == Some(process) => {
                 collector.receive(context, network, (node.id(), connection), message)
             }

@@ -20,12 +20,12 @@ const TRACE_LINES: usize = 40;
 /// Something that is to happen.
 #[derive(Clone, Debug)]
 pub enum What {
-    /// A message arrives on its session, if that still holds it.
+    /// The next message of a session arrives, if there still is one.
     Deliver {
         /// The session.
         connection: u64,
-        /// The message.
-        message: u64,
+        /// Whether it goes to the node.
+        down: bool,
     },
     /// A message of a broken session arrives after all.
     Late {

@@ -56,7 +56,6 @@ pub enum Envelope {
 
 #[derive(Debug)]
 struct Flight {
-    id: u64,
     at_ms: u64,
     envelope: Envelope,
 }
@@ -77,7 +76,6 @@ struct Connection {
 #[derive(Debug, Default)]
 pub struct Network {
     connections: BTreeMap<u64, Connection>,
-    messages: u64,
 }
 
 impl Network {
@@ -104,24 +102,17 @@ impl Network {
         let sent_ms = context.now + context.random.range(1, MAX_DELAY_MS);
         let at_ms = sent_ms.max(connection.last_ms[direction]);
         connection.last_ms[direction] = at_ms;
-        self.messages += 1;
-        let id = self.messages;
-        connection.flights[direction].push_back(Flight { id, at_ms, envelope });
-        context.queue.at(at_ms, What::Deliver { connection: number, message: id });
+        let down = direction == 1;
+        connection.flights[direction].push_back(Flight { at_ms, envelope });
+        context.queue.at(at_ms, What::Deliver { connection: number, down });
     }
 
-    /// A message arrives: what it is, of which node and for which process. `None` if it was lost.
-    pub fn arrive(&mut self, number: u64, id: u64) -> Option<(usize, u64, Envelope)> {
+    /// The next message of a direction arrives, in the order in which they were sent: what it is, of which
+    /// node and for which process. `None` if it was lost.
+    pub fn arrive(&mut self, number: u64, down: bool) -> Option<(usize, u64, Envelope)> {
         let connection = self.connections.get_mut(&number)?;
-        let flights = connection.flights.iter_mut().find(|f| f.iter().any(|f| f.id == id))?;
-        let index = flights.iter().position(|f| f.id == id)?;
-        let flight = flights.remove(index)?;
+        let flight = connection.flights[usize::from(down)].pop_front()?;
         Some((connection.node, connection.process, flight.envelope))
-    }
-
-    /// Whether a message is on its way to the node.
-    pub fn is_down(&self, number: u64, id: u64) -> bool {
-        self.connections.get(&number).is_some_and(|c| c.flights[1].iter().any(|flight| flight.id == id))
     }
 
     /// The session ends in order: all that was sent arrives.

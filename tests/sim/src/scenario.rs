@@ -128,7 +128,7 @@ impl Scenario {
             let twin = jobs.first().filter(|_| random.chance(300)).map(|first| Arc::clone(&first.spec));
             jobs.push(draw_job(index, twin, random));
         }
-        let crashes = *random.pick(&[0, 0, 1, 2, 5]);
+        let crashes = *random.pick(&[0, 0, 3, 10, 30]);
         Self {
             nodes,
             jobs,

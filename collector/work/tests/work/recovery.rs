@@ -118,9 +118,12 @@ fn an_orphan_is_waste_when_its_node_comes_back_without_it() {
 fn a_preparation_that_was_not_committed_pins_nothing() {
     let mut cluster = Cluster::new();
     cluster.open_with(1, &[], "rare");
+    let failed = cluster.grant(0, 1);
+    cluster.fail(1, failed, 0, false);
     let token = cluster.grant(0, 1);
     cluster.report(1, token, 0);
-    cluster.settle(1, 1, token, counted(5));
+    cluster.settle(1, 1, failed, counted(5));
+    assert_eq!(cluster.record().numerics.as_deref(), Some("rare"), "written with the waste");
     cluster.crash();
     cluster.open(2, &[]);
     cluster.wait(cluster.settings.grace_ms);

@@ -196,7 +196,7 @@ fn nvml(config: &Config) -> Finding {
 
 /// A backend's answer; a thread that hangs is left behind.
 fn answer_in_time(mut backend: Backend) -> Option<Answer> {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
         // Nobody listens any more after the time is up.
         let _ = sender.send(backend.read(true));

@@ -9,7 +9,7 @@ mod engine;
 mod shards;
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
@@ -25,6 +25,9 @@ use crate::ledger::store::{Found, Store, StoreError};
 use crate::snapshot::{NodeFacts, PRECISION, Snapshot, SpoolFigures};
 use core::{Core, Settings};
 use engine::{Command, Engine};
+
+/// Commands that wait for the engine: one flush or stop at a time is the rule.
+const COMMANDS: usize = 16;
 pub use shards::RunningShard;
 
 /// The meter cannot start.
@@ -42,7 +45,7 @@ pub enum MeterError {
 #[derive(Clone)]
 pub struct Meter {
     shared: Arc<Shared>,
-    commands: Sender<Command>,
+    commands: SyncSender<Command>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
@@ -105,7 +108,7 @@ impl Meter {
             configured_peaks: config.peak_flops.clone(),
         });
         let (snapshots, receiver) = watch::channel(first);
-        let (commands, inbox) = mpsc::channel();
+        let (commands, inbox) = mpsc::sync_channel(COMMANDS);
         let now = clock::monotonic();
         let engine = Engine {
             shared: Arc::clone(&shared),

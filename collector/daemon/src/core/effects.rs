@@ -30,6 +30,12 @@ impl Core {
         }
     }
 
+    /// A node that lost its lease, or died, after it stored a result never reports it.
+    pub(super) fn drop_unreported(&self) {
+        let live = self.work.leases().map(|(_, lease)| lease.token).collect();
+        self.blobs.drop_unreported(&live, &self.work.blobs_in_use());
+    }
+
     fn tell(&mut self, node: &NodeId, message: Message) {
         let mut traceparent = String::new();
         match &message {

@@ -170,6 +170,7 @@ impl Core {
             }
             if ticked && self.ticks.is_multiple_of(TICKS_PER_PLAN) {
                 self.replan();
+                self.drop_unreported();
             }
             self.grant();
             self.commit(&cancelled).await?;

@@ -271,7 +271,10 @@ impl Core {
     }
 
     fn report(&mut self, node: NodeId, report: Report, shard: &Shard) {
+        // A lease that is not live is answered as what it is: its blob may be gone for good, or never came.
+        let live = self.work.leases().any(|(_, lease)| lease.token == report.token);
         if let Some(blob) = shard.blob
+            && live
             && !self.blobs.has(blob)
         {
             let outcome = v1::ReportOutcome::BlobMissing;

@@ -56,6 +56,8 @@ pub struct Config {
     pub spool_max_bytes: u64,
     /// Peak FLOP/s by device, over what a probe finds.
     pub peak_flops: BTreeMap<String, f64>,
+    /// What the host's storage and network can move.
+    pub bandwidth: Bandwidth,
     /// The program that trains.
     pub worker_path: PathBuf,
     /// How to log.
@@ -99,6 +101,17 @@ pub struct EstimateWatts {
     pub idle_watts: f64,
     /// With every CPU busy.
     pub full_watts: f64,
+}
+
+/// What a host can move, in bytes per second; `None` where nobody said.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Bandwidth {
+    /// Read from its storage.
+    pub storage_read: Option<f64>,
+    /// Written to its storage.
+    pub storage_write: Option<f64>,
+    /// Over its network, one way.
+    pub network: Option<f64>,
 }
 
 /// How to log.

@@ -19,6 +19,7 @@ mod history;
 mod hosts;
 mod latest;
 mod metering;
+mod moved;
 mod nodes;
 mod persist;
 mod ring;

@@ -8,7 +8,7 @@ use wattmill_protocol::catalogue as metrics;
 use wattmill_protocol::exposition::text;
 
 use super::rollup::Storage;
-use super::testing::{T0, at, energy, frame, gauge, node, node_energy, useful_flops};
+use super::testing::{T0, at, counter, energy, frame, gauge, node, node_energy, useful_flops};
 use super::*;
 
 const PEAK: f64 = 1e12;
@@ -37,6 +37,41 @@ fn close(figure: Option<f64>, expected: f64) -> bool {
 }
 
 #[test]
+fn storage_nodes_are_those_that_declare_a_bandwidth() {
+    let mut state = State::default();
+    for s in 0..=100 {
+        let moved = f64::from(s) * 500.0;
+        let storage = [
+            counter(&metrics::HOST_DISK_READ, &["sda"], moved),
+            counter(&metrics::HOST_DISK_WRITTEN, &["sda"], moved),
+            gauge(&metrics::HOST_STORAGE_BANDWIDTH, &["read"], 2000.0),
+            gauge(&metrics::HOST_NETWORK_BANDWIDTH, &[], 1e6),
+        ];
+        let mut first = on_host("storage", 0.5, second(1, s, 100));
+        first.samples.extend(storage.clone());
+        let mut same_host = on_host("storage", 0.5, second(2, s, 100));
+        same_host.samples.extend(storage);
+        let mut other = second(3, s, 50);
+        other.samples.push(counter(&metrics::HOST_DISK_READ, &["sda"], moved * 1e6));
+        if s > 50 {
+            other.samples.push(gauge(&metrics::HOST_NETWORK_BANDWIDTH, &[], 1e6));
+        }
+        for frame in [first, same_host, other] {
+            state.apply(frame, None, at(f64::from(s)));
+        }
+        if s == 50 {
+            let storage = state.rollup(at(50.0)).storage;
+            assert_eq!(storage.network_bytes_per_second, None, "a host does not say");
+        }
+    }
+    let storage = state.rollup(at(100.0)).storage;
+    assert!(close(storage.bandwidth_ratio[0], 0.25), "the host counts once: {storage:?}");
+    assert_eq!(storage.bandwidth_ratio[1], None, "nobody declared what can be written");
+    assert_eq!(storage.read_bytes_per_second, Some(2000.0));
+    assert_eq!(storage.network_bytes_per_second, Some(2e6));
+}
+
+#[test]
 fn figures_of_a_healthy_cluster() {
     let mut state = State::default();
     for s in 0..=100 {
@@ -50,7 +85,10 @@ fn figures_of_a_healthy_cluster() {
     assert!(close(rollup.mfu_ratio, 0.5), "{:?}", rollup.mfu_ratio);
     assert_eq!(rollup.peak_flops, Some(2.0 * PEAK));
     assert_eq!(rollup.device_utilization_ratio, Some(0.5));
-    assert_eq!(rollup.storage, Storage { hosts: 2, used_bytes: 50.0, size_bytes: 200.0 });
+    assert_eq!(
+        rollup.storage,
+        Storage { hosts: 2, used_bytes: 50.0, size_bytes: 200.0, ..Storage::default() }
+    );
     assert!(close(rollup.objective_ratio, 0.125));
     assert!(close(rollup.flops_per_joule, PEAK / 150.0));
     let text = text(&points(&rollup)).unwrap();

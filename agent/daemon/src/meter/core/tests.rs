@@ -61,7 +61,7 @@ impl Bench {
             utilization: Some(self.utilization),
             ..GpuReading::default()
         }];
-        let reading = Reading { energy: energies, gpus, host: Some(host), failures: vec![] };
+        let reading = Reading { energy: energies, gpus, host: Some(host.into()), failures: vec![] };
         vec![View {
             kind: BackendKind::Host,
             present: true,

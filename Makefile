@@ -117,4 +117,4 @@ rust-needs:
 
 .PHONY: test-needs
 test-needs:
-	@tests/run/need.sh promtool:prometheus:unpack jq:jq curl:curl
+	@tests/run/need.sh prometheus:prometheus:unpack promtool:promtool/prometheus:unpack jq:jq curl:curl

@@ -21,7 +21,7 @@ use tonic::{Code, Request, Status};
 use wattmill_protocol::NodeId;
 
 use super::otlp;
-use super::spool::{Frame, Spool};
+use super::spool::{Frame, MAX_POSITION, Spool};
 use crate::snapshot::Snapshot;
 
 /// The method that takes frames.
@@ -65,6 +65,7 @@ impl Push {
 
     /// Frames up to `position` survive a crash of the collector: they may be deleted here.
     pub fn durable(&self, position: u64) {
+        let position = believed(position);
         self.durable.send_if_modified(|durable| {
             let newer = position > durable.position;
             durable.position = durable.position.max(position);
@@ -75,6 +76,7 @@ impl Push {
     /// A session was opened by a collector that has kept frames up to `position`: what was sent after it
     /// may be lost, and is sent again.
     pub fn session_opened(&self, position: u64) {
+        let position = believed(position);
         self.durable.send_modify(|durable| {
             durable.position = durable.position.max(position);
             durable.sessions += 1;
@@ -104,6 +106,15 @@ impl SharedSpool {
         // It fails only when the runtime shuts down.
         tokio::task::spawn_blocking(task).await.ok()
     }
+}
+
+/// A position that no spool can have given says nothing.
+fn believed(position: u64) -> u64 {
+    if position <= MAX_POSITION {
+        return position;
+    }
+    tracing::error!(position, "the collector names an impossible spool position; ignored");
+    0
 }
 
 /// Records each snapshot as a frame, until the meter ends.

@@ -118,6 +118,16 @@ async fn after_an_error_sending_resumes_behind_the_last_durable_frame() {
 }
 
 #[test]
+fn a_position_that_cannot_be_is_not_believed() {
+    let push = Push::new();
+    push.durable(u64::MAX);
+    push.session_opened(MAX_POSITION + 1);
+    assert_eq!(*push.durable.borrow(), Durable { position: 0, sessions: 1 });
+    push.durable(MAX_POSITION);
+    assert_eq!(push.durable.borrow().position, MAX_POSITION);
+}
+
+#[test]
 fn durable_positions_never_go_back() {
     let push = Push::new();
     push.durable(5);

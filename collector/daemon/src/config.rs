@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use axum::http::Uri;
 use serde::Deserialize;
 use wattmill_protocol::config_file::{self, ConfigError};
 
@@ -131,6 +132,14 @@ impl Config {
                 return Err(ConfigError::value(path, key, message));
             }
         }
+        let is_url = |text: &str| {
+            let uri = text.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
+            uri.is_some_and(|uri| uri.scheme_str() == Some("http") && uri.port_u16().is_some())
+        };
+        if let Some(endpoint) = self.traces.endpoint.as_deref().filter(|endpoint| !is_url(endpoint)) {
+            let message = format!("{endpoint:?} is not a URL like \"http://127.0.0.1:4317\"");
+            return Err(ConfigError::value(path, "traces.endpoint", message));
+        }
         let positive = [
             ("leases.duration_ms", self.leases.duration_ms),
             ("leases.max_failures", u64::from(self.leases.max_failures)),
@@ -169,6 +178,7 @@ mod tests {
             ),
             ("[leases]\nduration_ms = 0", "collector.toml: leases.duration_ms: must be at least 1"),
             ("[leases]\ngrace_ms = -1", "collector.toml:2: invalid value"),
+            ("[traces]\nendpoint = \"tempo\"", "collector.toml: traces.endpoint: \"tempo\" is not a URL"),
             ("[log]\nformat = \"xml\"", "collector.toml:2: unknown variant `xml`"),
         ];
         let folder = tempfile::tempdir().unwrap();

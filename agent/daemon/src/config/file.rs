@@ -251,7 +251,7 @@ fn collector_url(url: &str) -> Result<Uri, String> {
     let uri = uri.ok_or_else(|| format!("{url:?} is not a URL like \"http://127.0.0.1:4317\""))?;
     match uri.scheme_str() {
         Some("http") => Ok(uri),
-        Some("https") => Err("TLS to the collector is not supported yet: use http://".to_owned()),
+        Some("https") => Err("TLS is not supported yet: use http://".to_owned()),
         _ => Err(format!("{url:?} is not a URL like \"http://127.0.0.1:4317\"")),
     }
 }

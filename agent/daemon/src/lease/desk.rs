@@ -102,6 +102,11 @@ impl Desk {
         Some(Start { token, job, run })
     }
 
+    /// Leases that wait for nothing but the worker.
+    pub(super) fn ready_to_start(&self) -> impl Iterator<Item = Token> {
+        self.queue.iter().copied().filter(|token| self.ready(*token).is_some())
+    }
+
     fn ready(&self, token: Token) -> Option<Bytes> {
         match parameters_of(&self.held.get(&token)?.lease) {
             None => Some(Bytes::new()),
@@ -242,8 +247,9 @@ mod tests {
         let hash = Hash::of(b"p");
         assert_eq!(desk.take(lease(1, Some(hash))), Some(hash));
         assert_eq!(desk.take(lease(2, Some(hash))), None, "fetched once");
-        assert!(desk.start().is_none());
+        assert!(desk.start().is_none() && desk.ready_to_start().next().is_none());
         assert!(desk.fetched(Fetched { hash, outcome: Ok(Bytes::from_static(b"p")) }).is_none());
+        assert_eq!(desk.ready_to_start().collect::<Vec<_>>(), [Token(1), Token(2)]);
         assert_eq!(desk.start().unwrap().run.parameters, Bytes::from_static(b"p"));
         assert!(desk.start().is_none(), "one at a time");
         desk.progress(Token(1), 5);

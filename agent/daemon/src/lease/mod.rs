@@ -153,13 +153,14 @@ impl Leases {
             // Given before the collector heard that this node stops.
             Kind::Lease(lease) if self.services.stopping.is_cancelled() => self.give_back(Token(lease.token)),
             Kind::Lease(lease) => {
-                self.traces.begin(Token(lease.token), &lease.traceparent);
+                self.traces.begin(&lease);
                 if let Some(hash) = self.desk.take(lease) {
                     self.blobs.fetch(hash);
                 }
             }
             Kind::Revoke(revoke) => {
                 tracing::info!(token = %Token(revoke.token), reason = revoke.reason, "lease revoked");
+                self.traces.end(Token(revoke.token), Some(&revoke.reason));
                 self.drop_lease(Token(revoke.token));
             }
             Kind::ReportReply(reply) => self.replied(Token(reply.token), reply.outcome()),
@@ -174,8 +175,11 @@ impl Leases {
     fn replied(&mut self, token: Token, outcome: v1::ReportOutcome) {
         use v1::ReportOutcome;
         match outcome {
-            ReportOutcome::Received => self.traces.part(token, "report"),
-            ReportOutcome::Committed => self.committed(token),
+            ReportOutcome::Received => self.traces.reported(token),
+            ReportOutcome::Committed => {
+                self.traces.reported(token);
+                self.committed(token);
+            }
             ReportOutcome::BlobMissing => self.report(token),
             ReportOutcome::Stale | ReportOutcome::Failed => self.drop_lease(token),
             ReportOutcome::Unspecified => {
@@ -186,7 +190,7 @@ impl Leases {
 
     /// A result counts: its model FLOPs were useful, and it may go.
     fn committed(&mut self, token: Token) {
-        self.traces.end(token);
+        self.traces.end(token, None);
         if let Some(flops) = self.desk.committed(token) {
             self.services.meter.add_useful_flops(flops);
         }
@@ -194,7 +198,7 @@ impl Leases {
 
     /// A lease is no longer this node's. Where it computes, only ending the worker stops it.
     fn drop_lease(&mut self, token: Token) {
-        self.traces.end(token);
+        self.traces.end(token, Some("the collector does not take it"));
         if let Some(job) = self.desk.waiting(token) {
             self.services.meter.never_began(token, job);
         }
@@ -206,9 +210,10 @@ impl Leases {
     }
 
     async fn start_next(&mut self) {
+        self.traces.fetched(self.desk.ready_to_start());
         let Some(worker) = &mut self.worker else { return };
         let Some(Start { token, job, run }) = self.desk.start() else { return };
-        self.traces.part(token, "fetch");
+        self.traces.train(token);
         self.services.meter.begin(token, job, worker.pid());
         let threads = self.services.config.cpus.len() as u32;
         let run = v1::RunTask { threads, ..run };
@@ -257,7 +262,11 @@ impl Leases {
     }
 
     fn finish(&mut self, token: Token, result: v1::TaskResult, blob: bytes::Bytes) {
-        self.traces.part(token, "train");
+        let failure = match &result.kind {
+            Some(v1::task_result::Kind::Failure(failure)) => Some(failure.message.as_str()),
+            _ => None,
+        };
+        self.traces.finished(token, failure);
         self.desk.finish(token, result, blob);
         self.report(token);
     }
@@ -335,6 +344,7 @@ impl Leases {
     async fn hand_back(&mut self) {
         let unfinished = self.desk.unfinished();
         for token in &unfinished {
+            self.traces.end(*token, Some("handed back"));
             self.services.meter.end(*token);
             if let Some(job) = self.desk.waiting(*token) {
                 self.services.meter.never_began(*token, job);

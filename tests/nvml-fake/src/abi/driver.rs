@@ -165,17 +165,19 @@ pub(super) fn wait<T>(
     outcome
 }
 
-/// Carries a command out and wakes whoever waits for it.
+/// Carries a command out. Whoever waits for it sleeps until [`wake`].
 pub(crate) fn apply(command: Command) -> Answer {
     let mut guard = lock();
     let Some(driver) = guard.as_mut() else { return Answer::Error("no driver is loaded".to_owned()) };
     if let (Command::Advance { nanoseconds }, Clock::Manual(now_ns)) = (&command, &mut driver.clock) {
         *now_ns = now_ns.saturating_add(*nanoseconds);
     }
-    let answer = driver.machine.apply(command, driver.clock.now_ns());
-    drop(guard);
+    driver.machine.apply(command, driver.clock.now_ns())
+}
+
+/// Wakes whoever waits for a command. After its answer is sent: the process may end of what wakes.
+pub(crate) fn wake() {
     CHANGED.notify_all();
-    answer
 }
 
 /// The wall clock at an instant of the fake's clock, in microseconds since 1970 (since the start of a manual

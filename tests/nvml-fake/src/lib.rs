@@ -20,8 +20,8 @@
 //! own: a limit that one sets is not seen by another.
 //!
 //! Where NVIDIA's behaviour is not documented, it does the simplest thing that an agent must survive: a handle
-//! of a `not_found` GPU answers `NOT_FOUND`, handles outlive `reload_driver`, and every Xid event keeps its own
-//! Xid.
+//! of a `not_found` GPU answers `NOT_FOUND`, a handle of before a driver load answers `INVALID_ARGUMENT`, a MIG
+//! device answers `NOT_SUPPORTED` to what only a whole GPU has, and every Xid event keeps its own Xid.
 
 pub mod abi;
 pub mod client;
@@ -29,6 +29,7 @@ pub mod library;
 pub mod machine;
 mod server;
 mod settings;
+pub mod symbols;
 
 pub use server::MAX_REQUEST_BYTES;
 pub use settings::{CONFIG_FILE_BESIDE, CONFIG_VARIABLE, SOCKET_VARIABLE};

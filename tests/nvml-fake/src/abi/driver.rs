@@ -1,5 +1,6 @@
 //! The one driver of the process: the machine behind a lock, its clock, and what waits for a change.
 
+use std::process;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -62,10 +63,7 @@ pub(super) fn init(function: &'static str) -> Result<(), NvmlError> {
         *guard = Some(driver);
     }
     drop(guard);
-    let_in(function, |machine, _| {
-        machine.init();
-        Ok(())
-    })
+    let_in(function, |machine, _| machine.init())
 }
 
 fn load() -> Result<Driver, String> {
@@ -105,7 +103,12 @@ fn let_in<T>(
     body: impl FnOnce(&mut Machine, u64) -> Result<T, NvmlError>,
 ) -> Result<T, NvmlError> {
     let mut guard = lock();
-    guard.as_mut().ok_or(NvmlError::Uninitialized)?.machine.begin(function);
+    let machine = &mut guard.as_mut().ok_or(NvmlError::Uninitialized)?.machine;
+    machine.begin(function);
+    if machine.is_crashing(function) {
+        eprintln!("nvml-fake: {function} crashes, as it was told to");
+        process::abort();
+    }
     if is_hung(&guard, function) {
         set_waiting(&mut guard, function, true);
         while is_hung(&guard, function) {
@@ -162,17 +165,19 @@ pub(super) fn wait<T>(
     outcome
 }
 
-/// Carries a command out and wakes whoever waits for it.
+/// Carries a command out. Whoever waits for it sleeps until [`wake`].
 pub(crate) fn apply(command: Command) -> Answer {
     let mut guard = lock();
     let Some(driver) = guard.as_mut() else { return Answer::Error("no driver is loaded".to_owned()) };
     if let (Command::Advance { nanoseconds }, Clock::Manual(now_ns)) = (&command, &mut driver.clock) {
         *now_ns = now_ns.saturating_add(*nanoseconds);
     }
-    let answer = driver.machine.apply(command, driver.clock.now_ns());
-    drop(guard);
+    driver.machine.apply(command, driver.clock.now_ns())
+}
+
+/// Wakes whoever waits for a command. After its answer is sent: the process may end of what wakes.
+pub(crate) fn wake() {
     CHANGED.notify_all();
-    answer
 }
 
 /// The wall clock at an instant of the fake's clock, in microseconds since 1970 (since the start of a manual

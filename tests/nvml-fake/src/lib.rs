@@ -17,7 +17,7 @@
 //! Only the functions of [`abi`] resolve; any other is a missing symbol, as in a driver older than the
 //! function. [`library::install_without`] hides more; the configuration's `fail` answers
 //! `FUNCTION_NOT_FOUND`, as NVML does where library and kernel module differ. Each process has a state of its
-//! own: a limit that one sets is not seen by another.
+//! own; with the configuration's `limits_file` it shares power limits with others.
 //!
 //! Where NVIDIA's behaviour is not documented, it does the simplest thing that an agent must survive: a handle
 //! of a `not_found` GPU answers `NOT_FOUND`, a handle of before a driver load answers `INVALID_ARGUMENT`, a MIG
@@ -26,6 +26,7 @@
 pub mod abi;
 pub mod client;
 pub mod library;
+mod limits_file;
 pub mod machine;
 mod server;
 mod settings;

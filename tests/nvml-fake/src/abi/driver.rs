@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::limits_file::LimitsFile;
 use crate::machine::Machine;
 use crate::machine::command::{Answer, Command};
 use crate::machine::config::ClockKind;
@@ -22,8 +23,28 @@ static CHANGED: Condvar = Condvar::new();
 struct Driver {
     machine: Machine,
     clock: Clock,
+    /// Where processes share power limits.
+    limits: Option<LimitsFile>,
     /// From the fake's clock to the wall clock, in nanoseconds: 0 where a test owns time.
     wall_offset_ns: u64,
+}
+
+impl Driver {
+    /// Does something to the machine, between taking over what other processes set and letting them know.
+    fn with_shared_limits<T>(
+        &mut self,
+        now_ns: u64,
+        body: impl FnOnce(&mut Machine) -> T,
+    ) -> Result<T, String> {
+        if let Some(limits) = &mut self.limits {
+            limits.adopt(&mut self.machine, now_ns)?;
+        }
+        let result = body(&mut self.machine);
+        if let Some(limits) = &mut self.limits {
+            limits.publish(&self.machine)?;
+        }
+        Ok(result)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,11 +101,12 @@ fn load() -> Result<Driver, String> {
         }
         ClockKind::Manual => 0,
     };
+    let limits = config.limits_file.clone().map(LimitsFile::new);
     let machine = Machine::new(config, clock.now_ns())?;
     if let Some(path) = socket {
         server::start(&path)?;
     }
-    Ok(Driver { machine, clock, wall_offset_ns })
+    Ok(Driver { machine, clock, limits, wall_offset_ns })
 }
 
 /// A call of `function` of an initialised library: blocks while the function hangs, then fails or goes on.
@@ -118,7 +140,11 @@ fn let_in<T>(
     }
     let driver = guard.as_mut().ok_or(NvmlError::Uninitialized)?;
     driver.machine.check(function)?;
-    body(&mut driver.machine, driver.clock.now_ns())
+    let now_ns = driver.clock.now_ns();
+    driver.with_shared_limits(now_ns, |machine| body(machine, now_ns)).map_err(|message| {
+        eprintln!("nvml-fake: {message}");
+        NvmlError::Unknown
+    })?
 }
 
 fn is_hung(driver: &Option<Driver>, function: &str) -> bool {
@@ -172,7 +198,8 @@ pub(crate) fn apply(command: Command) -> Answer {
     if let (Command::Advance { nanoseconds }, Clock::Manual(now_ns)) = (&command, &mut driver.clock) {
         *now_ns = now_ns.saturating_add(*nanoseconds);
     }
-    driver.machine.apply(command, driver.clock.now_ns())
+    let now_ns = driver.clock.now_ns();
+    driver.with_shared_limits(now_ns, |machine| machine.apply(command, now_ns)).unwrap_or_else(Answer::Error)
 }
 
 /// Wakes whoever waits for a command. After its answer is sent: the process may end of what wakes.

@@ -262,6 +262,21 @@ impl Machine {
         Ok(Target { slot: found.0, mig: Some(found.1) })
     }
 
+    /// The power limits that are not the default, in milliwatts, by UUID.
+    #[must_use]
+    pub fn limits(&self) -> BTreeMap<String, u32> {
+        let changed = self.gpus.iter().filter(|gpu| gpu.limit_milliwatts() != gpu.default_limit_milliwatts());
+        changed.map(|gpu| (gpu.uuid.clone(), gpu.limit_milliwatts())).collect()
+    }
+
+    /// Takes limits over that somebody else set; a GPU without one has its default.
+    pub fn adopt_limits(&mut self, limits: &BTreeMap<String, u32>, now_ns: u64) {
+        for gpu in &mut self.gpus {
+            let limit = limits.get(&gpu.uuid).copied().unwrap_or_else(|| gpu.default_limit_milliwatts());
+            gpu.hold_limit(limit, now_ns);
+        }
+    }
+
     /// The next event of a set, or the loss of a GPU that it watches, or nothing yet.
     ///
     /// # Errors

@@ -44,3 +44,24 @@ fn only_root_sets_limits() {
     assert_eq!(device.power_management_limit().unwrap(), 300_000);
     assert_eq!(device.enforced_power_limit().unwrap(), 250_000, "somebody else holds less");
 }
+
+#[test]
+fn processes_share_limits_as_they_share_a_driver() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits_file = Some(folder.path().join("limits.json"));
+    let gpu = GpuConfig { waveform: Some(constant(600.0)), ..GpuConfig::default() };
+    let config = Config { root: true, limits_file, ..manual(vec![gpu]) };
+    // A copy of the library has its own state, as if it were in its own process.
+    let (setter, mut reader) = (fake_with(&config), fake_with(&config));
+    let mut device = setter.nvml.device_by_index(0).unwrap();
+    device.set_power_management_limit(300_000).unwrap();
+    drop(setter);
+    let device = reader.nvml.device_by_index(0).unwrap();
+    assert_eq!(device.enforced_power_limit().unwrap(), 300_000);
+    reader.client.advance(Duration::from_secs(2)).unwrap();
+    assert_eq!(device.total_energy_consumption().unwrap(), 600_000, "and obeyed");
+    let late = fake_with(&config);
+    assert_eq!(late.nvml.device_by_index(0).unwrap().power_management_limit().unwrap(), 300_000);
+    reader.client.apply(&Command::ReloadDriver).unwrap();
+    assert_eq!(late.nvml.device_by_index(0).unwrap().power_management_limit().unwrap(), 700_000);
+}

@@ -38,6 +38,9 @@ pub struct Config {
     /// Whether callers count as root. Others may not set power limits, nor read a GPU's memory and processes
     /// across its MIG instances: `NO_PERMISSION`.
     pub root: bool,
+    /// A file through which processes share power limits, as they share a driver: a limit outlives the process
+    /// that set it, and a driver load in one of them ends it for all.
+    pub limits_file: Option<PathBuf>,
     /// Functions that fail from the start, by name, e.g. `{"nvmlInit_v2": "driver_not_loaded"}`.
     pub fail: BTreeMap<String, NvmlError>,
     /// Functions that block from the start.
@@ -56,6 +59,7 @@ impl Default for Config {
             clock: ClockKind::Monotonic,
             socket: None,
             root: false,
+            limits_file: None,
             fail: BTreeMap::new(),
             hang: Vec::new(),
             crash: Vec::new(),

@@ -24,10 +24,18 @@ impl Gpu {
         if milliwatts < min || milliwatts > max {
             return Err(NvmlError::InvalidArgument);
         }
-        let until_then_microwatts = self.limit_in_force(now_ns);
-        self.limit_microwatts = u64::from(milliwatts) * MICROWATTS_PER_MILLIWATT;
-        self.hold_later(until_then_microwatts, now_ns);
+        self.hold_limit(milliwatts, now_ns);
         Ok(())
+    }
+
+    /// The same for a limit that somebody else set. One that is set already changes nothing.
+    pub fn hold_limit(&mut self, milliwatts: u32, now_ns: u64) {
+        let microwatts = u64::from(milliwatts) * MICROWATTS_PER_MILLIWATT;
+        if self.limit_microwatts != microwatts {
+            let until_then_microwatts = self.limit_in_force(now_ns);
+            self.limit_microwatts = microwatts;
+            self.hold_later(until_then_microwatts, now_ns);
+        }
     }
 
     /// Holds or ends a limit beside the one that is set.

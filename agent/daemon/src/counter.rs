@@ -23,6 +23,10 @@ pub enum GapReason {
     Restart,
     /// The host was booted, and the counters began anew.
     Reboot,
+    /// The ledger came from another host, whose counters were others.
+    OtherHost,
+    /// Another source counted meanwhile: what the counter says of that time is counted already.
+    Substituted,
     /// Readings failed for longer than power may be integrated over.
     Unread,
     /// The ledger was lost.
@@ -38,6 +42,8 @@ impl GapReason {
             Self::MissedWraps => "missed_wraps",
             Self::Restart => "restart",
             Self::Reboot => "reboot",
+            Self::OtherHost => "other_host",
+            Self::Substituted => "substituted",
             Self::Unread => "unread",
             Self::LedgerLost => "ledger_lost",
         }

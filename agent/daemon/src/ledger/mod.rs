@@ -45,6 +45,9 @@ pub struct MeterEntry {
     pub microjoules: u64,
     /// The raw counter and when it was read, nanoseconds since boot.
     pub last: Option<(u64, u64)>,
+    /// The scope that it counted for then.
+    #[serde(default)]
+    pub scope: Option<Scope>,
     /// When it was last read, wall clock.
     pub seen_unix_nanos: u64,
 }
@@ -135,6 +138,7 @@ impl Ledger {
         let same_boot = boot_id.is_some() && boot_id == self.boot_id.as_deref();
         let known = |entry: &MeterEntry| Known {
             last: entry.last.map(|(raw, at)| (raw, Duration::from_nanos(at))),
+            scope: entry.scope,
             same_boot,
         };
         self.meters.iter().map(|(meter, entry)| (meter.clone(), known(entry))).collect()

@@ -13,9 +13,9 @@ use crate::attribution;
 use crate::counter::GapReason;
 use crate::device::host::stat::CpuTime;
 use crate::device::thread::View;
-use crate::device::{Class, Scope};
+use crate::device::{Class, MeterId, Scope};
 use crate::ledger::{Consumer, Ledger, OpenShard};
-use crate::window::{Slice, Windows};
+use crate::window::{Closed, Slice, Windows};
 
 /// Windows over which the divergence of a GPU's two energies is taken: a minute of them.
 const DIVERGENCE_WINDOWS: usize = 60;
@@ -41,7 +41,7 @@ pub(super) struct Window<'a> {
 /// Mean watts of the last window.
 #[derive(Default)]
 pub(super) struct Powers {
-    pub(super) meters: BTreeMap<crate::device::MeterId, f64>,
+    pub(super) meters: BTreeMap<MeterId, f64>,
     pub(super) scopes: BTreeMap<(Scope, Source), f64>,
 }
 
@@ -95,8 +95,11 @@ impl Core {
     pub(super) fn close(&mut self, window: &Window<'_>) {
         let cpu_weights = self.cpu_weights(window);
         let readings = window.views.iter().filter_map(|view| view.reading.as_deref());
-        let slices = self.windows.close(readings.flat_map(|reading| &reading.energy));
+        let Closed { slices, substituted } = self.windows.close(readings.flat_map(|reading| &reading.energy));
         self.powers = Powers::default();
+        for meter in &substituted {
+            self.void(meter);
+        }
         for slice in &slices {
             self.enter(slice, window.unix_nanos);
             if let Some(scope) = slice.scope {
@@ -119,20 +122,33 @@ impl Core {
         self.ledger.settle(shard);
     }
 
+    /// The counter's last reading is void, for later runs too: a substitute has counted past it.
+    fn void(&mut self, meter: &MeterId) {
+        if let Some(entry) = self.ledger.meters.get_mut(meter) {
+            entry.last = None;
+        }
+        self.gap(&meter.device, GapReason::Substituted);
+    }
+
+    fn gap(&mut self, device: &str, reason: GapReason) {
+        tracing::warn!(device, reason = reason.as_str(), "energy went unseen");
+        self.ledger.add_gap(device, reason);
+    }
+
     /// Enters a slice into its meter's sum.
     fn enter(&mut self, slice: &Slice, unix_nanos: u64) {
         let entry = self.ledger.meters.entry(slice.meter.clone()).or_default();
         entry.microjoules = entry.microjoules.saturating_add(slice.microjoules);
         entry.last = slice.resume.map(|(raw, at)| (raw, u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)));
+        entry.scope = slice.counts_for;
         entry.seen_unix_nanos = unix_nanos;
         if let Some(watts) = slice.mean_watts {
             self.powers.meters.insert(slice.meter.clone(), watts);
         }
         // The integral beside a GPU's counter lacks energy that the counter has: nothing went unseen.
-        let shadow = slice.meter.class == Class::Gpu && slice.scope.is_none();
+        let shadow = slice.meter.class == Class::Gpu && slice.counts_for.is_none();
         for reason in slice.gaps.iter().filter(|_| !shadow) {
-            tracing::warn!(device = slice.meter.device, reason = reason.as_str(), "energy went unseen");
-            self.ledger.add_gap(&slice.meter.device, *reason);
+            self.gap(&slice.meter.device, *reason);
         }
     }
 

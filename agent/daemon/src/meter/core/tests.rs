@@ -194,6 +194,36 @@ fn a_gap_is_counted_where_energy_went_unseen() {
     assert_eq!(gaps, [("package-0", reset, 1), ("package-0/core", reset, 1)], "the GPU's counter went on");
 }
 
+/// RAPL cannot be read for a while, and the agent is killed meanwhile: the outage is the estimate's alone.
+#[test]
+fn an_outage_that_was_estimated_is_not_counted_again_after_a_restart() {
+    let close = |core: &mut Core, seconds: u64, package: u64, estimate: Option<u64>| {
+        let at = Duration::from_secs(seconds);
+        let zone = meter(Class::Zone, "package-0", Source::Counter);
+        let mut energies = vec![energy(zone, Some(Scope::Cpu), package, at)];
+        if let Some(raw) = estimate {
+            let host = meter(Class::Zone, "host", Source::Estimate);
+            let reading = energy(host, Some(Scope::Cpu), raw, at);
+            energies = vec![EnergyReading { epoch: Epoch::Process, ..reading }];
+        }
+        let reading = Reading { energy: energies, ..Reading::default() };
+        let view = View { reading: Some(Arc::new(reading)), ..Bench::default().views().remove(0) };
+        core.close(&Window { elapsed: Duration::from_secs(1), unix_nanos: 7, views: &[view] });
+        check(&core.ledger);
+    };
+    let mut first = core(1_000_000);
+    close(&mut first, 1, 1_000, None);
+    close(&mut first, 2, 0, Some(0));
+    close(&mut first, 3, 0, Some(500));
+    let settings = Settings { host_fraction_ppm: 1_000_000, cpu_count: 2 };
+    let mut second = Core::new(first.ledger, Some("boot"), settings);
+    close(&mut second, 9, 9_000, None);
+    close(&mut second, 10, 9_010, None);
+    let scope = |source| second.ledger.scopes[&(Scope::Cpu, source)].microjoules;
+    assert_eq!((scope(Source::Estimate), scope(Source::Counter)), (500, 10));
+    assert_eq!(second.ledger.gaps, BTreeMap::from([(("package-0".to_owned(), GapReason::Substituted), 1)]));
+}
+
 #[test]
 fn divergence_is_of_the_last_minute() {
     let (mut bench, mut core) = (Bench::default(), core(1_000_000));

@@ -59,6 +59,10 @@ pub(super) struct Core {
 impl Core {
     /// Goes on with the ledger of a former run, whose open shards are settled now: it was killed.
     pub(super) fn new(mut ledger: Ledger, boot_id: Option<&str>, settings: Settings) -> Self {
+        if !ledger.is_of_boot(boot_id) {
+            // All of them now: the next run of this boot would take an older boot's reading for one of its own.
+            ledger.void_readings(GapReason::Reboot);
+        }
         let windows = Windows::resumed(ledger.known(boot_id));
         ledger.boot_id = boot_id.map(str::to_owned);
         for shard in std::mem::take(&mut ledger.open) {

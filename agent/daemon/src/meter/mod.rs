@@ -17,6 +17,7 @@ use wattmill_protocol::{JobId, Token};
 
 use crate::clock;
 use crate::config::Config;
+use crate::counter::GapReason;
 use crate::device::thread::BackendThread;
 use crate::export::spool::SpoolStats;
 use crate::ledger::Ledger;
@@ -230,7 +231,7 @@ fn open_ledger(found: Found, node: &NodeFacts, config: &Config) -> Core {
             "the ledger was kept on another host; going on with it. If this host is a clone, give it an empty state_dir"
         );
         ledger.machine_id.clone_from(&identity.machine_id);
-        // Whatever its counters said last was said by other counters.
+        ledger.void_readings(GapReason::OtherHost);
         ledger.boot_id = None;
     }
     let settings = Settings { host_fraction_ppm: config.host_fraction_ppm, cpu_count: config.cpus.len() };

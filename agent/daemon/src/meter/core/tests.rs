@@ -18,13 +18,14 @@ fn meter(class: Class, device: &str, source: Source) -> MeterId {
 }
 
 fn energy(meter: MeterId, scope: Option<Scope>, raw: u64, at: Duration) -> EnergyReading {
+    let epoch = if meter.source == Source::Counter { Epoch::Hardware } else { Epoch::Process };
     EnergyReading {
         meter,
         scope,
         raw,
         microjoules_per_count: 1,
         limits: Limits { modulus: None, max_per_second: 1e12 },
-        epoch: Epoch::Hardware,
+        epoch,
         at,
         unread: 0,
     }
@@ -203,8 +204,7 @@ fn an_outage_that_was_estimated_is_not_counted_again_after_a_restart() {
         let mut energies = vec![energy(zone, Some(Scope::Cpu), package, at)];
         if let Some(raw) = estimate {
             let host = meter(Class::Zone, "host", Source::Estimate);
-            let reading = energy(host, Some(Scope::Cpu), raw, at);
-            energies = vec![EnergyReading { epoch: Epoch::Process, ..reading }];
+            energies = vec![energy(host, Some(Scope::Cpu), raw, at)];
         }
         let reading = Reading { energy: energies, ..Reading::default() };
         let view = View { reading: Some(Arc::new(reading)), ..Bench::default().views().remove(0) };
@@ -222,6 +222,24 @@ fn an_outage_that_was_estimated_is_not_counted_again_after_a_restart() {
     let scope = |source| second.ledger.scopes[&(Scope::Cpu, source)].microjoules;
     assert_eq!((scope(Source::Estimate), scope(Source::Counter)), (500, 10));
     assert_eq!(second.ledger.gaps, BTreeMap::from([(("package-0".to_owned(), GapReason::Substituted), 1)]));
+}
+
+/// A GPU that is not read in the first run after a reboot: its reading stays one of the boot before.
+#[test]
+fn a_reading_of_an_older_boot_is_never_taken_for_one_of_this() {
+    let settings = || Settings { host_fraction_ppm: 1_000_000, cpu_count: 2 };
+    let (mut bench, mut first) = (Bench::default(), core(1_000_000));
+    (bench.gpu, bench.package) = (5_000, 5_000);
+    bench.close(&mut first);
+    let ran_without_readings = Core::new(first.ledger, Some("boot 2"), settings());
+    let mut third = Core::new(ran_without_readings.ledger, Some("boot 2"), settings());
+    (bench.gpu, bench.package) = (9_000, 9_000);
+    bench.close(&mut third);
+    assert!(third.ledger.meters.values().all(|entry| entry.microjoules == 0), "{:?}", third.ledger.meters);
+    let reboots = third.ledger.gaps.iter().filter(|((_, reason), _)| *reason == GapReason::Reboot);
+    let devices: Vec<_> = reboots.map(|((device, _), times)| (device.as_str(), *times)).collect();
+    let once = ["GPU-1", "package-0", "package-0/core", "package-0/dram"].map(|device| (device, 1));
+    assert_eq!(devices, once);
 }
 
 #[test]

@@ -108,19 +108,57 @@ fn stated_limits_bound_the_zone() {
     assert!((max_watts(&zone) - MAX_ZONE_WATTS).abs() < 1e-9);
 }
 
+fn seconds(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+/// Reads at a time, in seconds.
+fn read_at(rapl: &mut Rapl, s: u64) -> Answer {
+    rapl.read_at(&|| seconds(s))
+}
+
+fn read(rapl: &mut Rapl, s: u64) -> Reading {
+    match read_at(rapl, s) {
+        Answer::Reading(reading) => reading,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn scopes(reading: &Reading) -> Vec<(&str, Option<Scope>)> {
+    reading.energy.iter().map(|e| (e.meter.device.as_str(), e.scope)).collect()
+}
+
 #[test]
 fn a_host_without_rapl_is_normal_and_looked_at_again() {
     let tree = Tree::new();
     let measured = Measured::default();
-    let mut rapl = Rapl::new(tree.0.path(), measured.clone(), Duration::from_secs(1));
-    assert_eq!(rapl.read_at(Duration::from_secs(1)), Answer::Absent);
+    let mut rapl = Rapl::new(tree.0.path(), measured.clone(), seconds(1));
+    assert_eq!(read_at(&mut rapl, 1), Answer::Absent);
     tree.zone("intel-rapl:0", "package-0", "100\n", RANGE);
-    assert_eq!(rapl.read_at(Duration::from_secs(2)), Answer::Absent);
-    assert!(matches!(rapl.read_at(Duration::from_secs(31)), Answer::Reading(r) if r.energy[0].raw == 100));
+    assert_eq!(read_at(&mut rapl, 2), Answer::Absent);
+    assert_eq!(read(&mut rapl, 31).energy[0].raw, 100);
     assert!(measured.get());
     fs::remove_dir_all(tree.path("intel-rapl:0")).unwrap();
-    assert!(matches!(rapl.read_at(Duration::from_secs(32)), Answer::Failed(e) if e.reason == "missing"));
+    for s in 32..60 {
+        assert!(matches!(read_at(&mut rapl, s), Answer::Failed(e) if e.reason == "missing"), "each time");
+    }
     assert!(!measured.get(), "the estimate steps in");
+    assert_eq!(read_at(&mut rapl, 61), Answer::Absent, "the driver was unloaded");
+}
+
+/// No permission at start: a failure at every reading, until a rule opens the file.
+#[test]
+fn a_zone_that_cannot_be_read_fails_each_time_and_is_read_as_soon_as_it_can() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "", RANGE);
+    let measured = Measured::default();
+    let mut rapl = Rapl::new(tree.0.path(), measured.clone(), seconds(0));
+    for s in 1..5 {
+        assert!(matches!(read_at(&mut rapl, s), Answer::Failed(e) if e.reason == "invalid"));
+    }
+    tree.zone("intel-rapl:0", "package-0", "7\n", RANGE);
+    assert_eq!(read(&mut rapl, 5).energy[0].raw, 7);
+    assert!(measured.get());
 }
 
 #[test]
@@ -128,10 +166,87 @@ fn one_broken_zone_does_not_take_the_others() {
     let tree = Tree::new();
     tree.zone("intel-rapl:0", "package-0", "100\n", RANGE).zone("intel-rapl:0:0", "dram", "7\n", RANGE);
     let mut rapl = Rapl::new(tree.0.path(), Measured::default(), Duration::ZERO);
-    rapl.read();
-    fs::write(tree.path("intel-rapl:0:0").join("energy_uj"), "garbage").unwrap();
-    let Answer::Reading(reading) = rapl.read() else { panic!("the package is readable") };
-    assert_eq!((reading.energy.len(), reading.failures), (1, vec!["invalid"]));
+    for (content, reason) in [
+        (&b"garbage"[..], "invalid"),
+        (b"", "invalid"),
+        (b"\xff\x00\xfe", "invalid"),
+        (b"-5\n", "invalid"),
+        (b"18446744073709551616\n", "invalid"),
+        (&[b'1'; 100_000], "invalid"),
+    ] {
+        fs::write(tree.path("intel-rapl:0:0").join("energy_uj"), content).unwrap();
+        let reading = read(&mut rapl, 1);
+        assert_eq!((reading.energy.len(), reading.failures), (1, vec![reason]));
+    }
+    fs::remove_file(tree.path("intel-rapl:0:0").join("energy_uj")).unwrap();
+    assert_eq!(read(&mut rapl, 1).failures, ["missing"]);
+}
+
+#[test]
+fn zones_that_appear_are_found_and_those_that_disappear_are_let_go() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "100\n", RANGE).zone("intel-rapl:1", "package-1", "5\n", RANGE);
+    fs::write(tree.path("intel-rapl:1").join("name"), "\u{1}\n").unwrap();
+    let mut rapl = Rapl::new(tree.0.path(), Measured::default(), Duration::ZERO);
+    let partial = read(&mut rapl, 1);
+    assert_eq!((partial.energy.len(), partial.failures), (1, vec!["invalid"]), "one is known to be missing");
+    tree.zone("intel-rapl:1", "package-1", "5\n", RANGE).zone("intel-rapl:0:0", "dram", "7\n", RANGE);
+    let whole = read(&mut rapl, 30);
+    assert_eq!((whole.energy.len(), whole.failures.len()), (3, 0));
+    fs::remove_dir_all(tree.path("intel-rapl:1")).unwrap();
+    assert_eq!(read(&mut rapl, 31).failures, ["missing"]);
+    let without = read(&mut rapl, 60);
+    assert_eq!((without.energy.len(), without.failures.len()), (2, 0));
+}
+
+#[test]
+fn a_name_stays_with_its_folder() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "100\n", RANGE).zone("intel-rapl:1", "package-0", "900\n", RANGE);
+    let mut rapl = Rapl::new(tree.0.path(), Measured::default(), Duration::ZERO);
+    let both = read(&mut rapl, 1);
+    assert_eq!(both.energy.iter().map(|e| e.raw).collect::<Vec<_>>(), [100, 900]);
+    fs::remove_dir_all(tree.path("intel-rapl:0")).unwrap();
+    let one = read(&mut rapl, 31);
+    assert_eq!(scopes(&one), [("package-0@intel-rapl:1", Some(Scope::Cpu))], "no counter goes on as another");
+}
+
+#[test]
+fn dies_that_mirror_one_counter_count_once() {
+    let tree = Tree::new();
+    let dies = |first: &str, second: &str| {
+        tree.zone("intel-rapl:0", "package-0-die-0", first, RANGE);
+        tree.zone("intel-rapl:1", "package-0-die-1", second, RANGE);
+    };
+    dies("5000000\n", "5000900\n");
+    let mut rapl = Rapl::new(tree.0.path(), Measured::default(), Duration::ZERO);
+    let cpu = Some(Scope::Cpu);
+    let mirrored = [("package-0-die-0", cpu), ("package-0-die-1", None)];
+    assert_eq!(scopes(&read(&mut rapl, 1)), mirrored);
+    // Around a wrap too, and whichever of the two is ahead.
+    dies("262143328850\n", "500\n");
+    assert_eq!(scopes(&read(&mut rapl, 2)), mirrored);
+    dies("500\n", "262143328850\n");
+    assert_eq!(scopes(&read(&mut rapl, 3)), mirrored);
+    // Dies with counters of their own, which meet again by chance.
+    dies("5000000\n", "900000000\n");
+    let apart = [("package-0-die-0", cpu), ("package-0-die-1", cpu)];
+    assert_eq!(scopes(&read(&mut rapl, 4)), apart);
+    dies("900000000\n", "900000000\n");
+    assert_eq!(scopes(&read(&mut rapl, 5)), apart);
+}
+
+#[test]
+fn without_a_package_memory_counts_for_nothing() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "x", RANGE).zone("intel-rapl:0:0", "dram", "7\n", RANGE);
+    let measured = Measured::default();
+    let mut rapl = Rapl::new(tree.0.path(), measured.clone(), Duration::ZERO);
+    assert_eq!(scopes(&read(&mut rapl, 1)), [("package-0/dram", None)]);
+    assert!(!measured.get(), "the estimate is of the whole host");
+    tree.zone("intel-rapl:0", "package-0", "9\n", RANGE);
+    let both = [("package-0", Some(Scope::Cpu)), ("package-0/dram", Some(Scope::Dram))];
+    assert_eq!(scopes(&read(&mut rapl, 2)), both);
 }
 
 #[test]

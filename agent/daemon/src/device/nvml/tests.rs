@@ -176,6 +176,42 @@ fn without_a_counter_the_integral_counts() {
     assert_eq!(reading.failures, Vec::<&str>::new(), "what is not supported is no failure");
 }
 
+#[test]
+fn where_the_counter_tells_nothing_any_more_the_integral_counts_until_it_is_back() {
+    let mut bench = bench(vec![drawing(300.0)]);
+    let function = "nvmlDeviceGetTotalEnergyConsumption".to_owned();
+    let scope = |reading: &Reading| energy(reading, FIRST, Source::Integrated).unwrap().scope;
+    let before = read(&mut bench.backend);
+    apply(&mut bench, &Command::Fail { function: function.clone(), error: Some(Code::Unknown) });
+    let scopes: Vec<_> = (0..6).map(|_| scope(&read(&mut bench.backend))).collect();
+    assert_eq!(scopes, [None, None, None, None, Some(Scope::Gpu), Some(Scope::Gpu)], "a few may fail");
+    let failing = read(&mut bench.backend);
+    assert!(gpu(&failing, FIRST).up && failing.failures == ["unknown"]);
+    let counter = |reading: &Reading| energy(reading, FIRST, Source::Counter).unwrap().clone();
+    assert_eq!(counter(&failing), counter(&before), "it stands still");
+    apply(&mut bench, &Command::Fail { function, error: None });
+    let back = read(&mut bench.backend);
+    assert_eq!((scope(&back), counter(&back).scope), (None, Some(Scope::Gpu)));
+    assert!(counter(&back).at <= energy(&back, FIRST, Source::Integrated).unwrap().at);
+}
+
+#[test]
+fn a_counter_that_fails_from_the_start_leaves_the_integral_to_count() {
+    let fail = [("nvmlDeviceGetTotalEnergyConsumption".to_owned(), Code::Unknown)].into();
+    let (installed, _folder) = install(&Config { fail, ..Config::default() });
+    let reading = read(&mut backend(&installed, Gpus::All));
+    assert_eq!(energy(&reading, FIRST, Source::Counter), None);
+    assert_eq!(energy(&reading, FIRST, Source::Integrated).unwrap().scope, Some(Scope::Gpu));
+}
+
+#[test]
+fn sentinels_are_no_energy() {
+    for sentinel in [u64::MAX, i64::MAX as u64, 9_220_000_000_000_000_000, 4_294_967_295] {
+        assert!(!gpu::is_energy(sentinel), "{sentinel}");
+    }
+    assert!(gpu::is_energy(0) && gpu::is_energy(5_000_000_000_000), "158 years at 1 kW");
+}
+
 /// The driver is taken away under the agent, and comes back.
 #[test]
 fn a_driver_that_is_gone_fails_each_time_and_is_let_go_of() {

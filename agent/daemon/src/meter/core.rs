@@ -17,8 +17,8 @@ use crate::device::{Class, MeterId, Scope};
 use crate::ledger::{Consumer, Ledger, OpenShard};
 use crate::window::{Closed, Slice, Windows};
 
-/// Windows over which the divergence of a GPU's two energies is taken: a minute of them.
-const DIVERGENCE_WINDOWS: usize = 60;
+/// Time over which the divergence of a GPU's two energies is taken.
+const DIVERGENCE_SPAN: Duration = Duration::from_secs(60);
 /// Device of the gap that a lost ledger is.
 const LEDGER_DEVICE: &str = "ledger";
 
@@ -45,6 +45,13 @@ pub(super) struct Powers {
     pub(super) scopes: BTreeMap<(Scope, Source), f64>,
 }
 
+/// A GPU's two energies over one window.
+struct Compared {
+    elapsed: Duration,
+    counter: u64,
+    integrated: u64,
+}
+
 pub(super) struct Core {
     pub(super) ledger: Ledger,
     pub(super) shards: Shards,
@@ -53,7 +60,7 @@ pub(super) struct Core {
     settings: Settings,
     windows: Windows,
     cpu: Option<(CpuTime, CpuTime)>,
-    divergence: BTreeMap<String, VecDeque<(u64, u64)>>,
+    divergence: BTreeMap<String, VecDeque<Compared>>,
 }
 
 impl Core {
@@ -114,7 +121,7 @@ impl Core {
                 self.account(scope, slice, &weights);
             }
         }
-        self.compare(&slices);
+        self.compare(&slices, window.elapsed);
         for shard in self.shards.close(window.elapsed.as_secs_f64()) {
             self.settle(shard);
         }
@@ -212,7 +219,7 @@ impl Core {
     }
 
     /// Remembers what a GPU's counter and the integral of its power said of the same window.
-    fn compare(&mut self, slices: &[Slice]) {
+    fn compare(&mut self, slices: &[Slice], elapsed: Duration) {
         let of = |uuid: &str, source: Source| {
             slices
                 .iter()
@@ -228,18 +235,20 @@ impl Core {
                 continue;
             }
             let ring = self.divergence.entry(uuid.clone()).or_default();
-            ring.push_back((counter.microjoules, integrated.microjoules));
-            if ring.len() > DIVERGENCE_WINDOWS {
-                ring.pop_front();
+            let (counter, integrated) = (counter.microjoules, integrated.microjoules);
+            ring.push_back(Compared { elapsed, counter, integrated });
+            let mut span: Duration = ring.iter().map(|compared| compared.elapsed).sum();
+            while span > DIVERGENCE_SPAN {
+                span -= ring.pop_front().map_or(span, |oldest| oldest.elapsed);
             }
         }
     }
 
     /// (Integrated - counter) / counter over the last minute, by GPU.
     pub(super) fn divergence(&self) -> BTreeMap<String, f64> {
-        let ratio = |ring: &VecDeque<(u64, u64)>| {
-            let counter: u64 = ring.iter().map(|(counter, _)| counter).sum();
-            let integrated: u64 = ring.iter().map(|(_, integrated)| integrated).sum();
+        let ratio = |ring: &VecDeque<Compared>| {
+            let counter: u64 = ring.iter().map(|compared| compared.counter).sum();
+            let integrated: u64 = ring.iter().map(|compared| compared.integrated).sum();
             (counter > 0).then(|| (integrated as f64 - counter as f64) / counter as f64)
         };
         self.divergence.iter().filter_map(|(uuid, ring)| Some((uuid.clone(), ratio(ring)?))).collect()

@@ -95,6 +95,18 @@ fn wraps_are_undone_at_the_zones_range() {
     assert_eq!(counter.advance(0, Duration::from_secs(1), &limits), Step::Counted(1, None));
 }
 
+/// At the longest interval, with a reading that failed, no range that is sold goes round unseen.
+#[test]
+fn at_the_longest_interval_the_smallest_range_does_not_go_round_unseen() {
+    let tree = Tree::new();
+    tree.zone("intel-rapl:0", "package-0", "65532610980\n", Some("65532610987\n"));
+    let limits = tree.discover().0[0].limits;
+    let interval = crate::config::MAX_INTERVAL;
+    let mut counter = Counter::resumed(65_532_610_980, Duration::ZERO);
+    assert_eq!(counter.advance(3, interval, &limits), Step::Counted(11, None));
+    assert_eq!(counter.advance(9, interval * 3, &limits), Step::Counted(6, None));
+}
+
 #[test]
 fn stated_limits_bound_the_zone() {
     let tree = Tree::new();

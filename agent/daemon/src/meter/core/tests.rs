@@ -75,9 +75,13 @@ impl Bench {
     }
 
     fn close(&mut self, core: &mut Core) {
-        self.now += Duration::from_secs(1);
+        self.close_after(core, Duration::from_secs(1));
+    }
+
+    fn close_after(&mut self, core: &mut Core, elapsed: Duration) {
+        self.now += elapsed;
         let views = self.views();
-        core.close(&Window { elapsed: Duration::from_secs(1), unix_nanos: 7, views: &views });
+        core.close(&Window { elapsed, unix_nanos: 7, views: &views });
         check(&core.ledger);
     }
 }
@@ -243,17 +247,20 @@ fn a_reading_of_an_older_boot_is_never_taken_for_one_of_this() {
 }
 
 #[test]
-fn divergence_is_of_the_last_minute() {
-    let (mut bench, mut core) = (Bench::default(), core(1_000_000));
-    bench.close(&mut core);
-    assert!(core.divergence().is_empty());
-    for _ in 0..100 {
-        bench.gpu += 1_000;
-        bench.gpu_integrated += 1_100;
-        bench.close(&mut core);
+fn divergence_is_of_the_last_minute_whatever_the_interval() {
+    for (millis, windows) in [(100, 600), (1_000, 60), (10_000, 6)] {
+        let elapsed = Duration::from_millis(millis);
+        let (mut bench, mut core) = (Bench::default(), core(1_000_000));
+        bench.close_after(&mut core, elapsed);
+        assert!(core.divergence().is_empty());
+        for window in 0..2 * windows {
+            bench.gpu += 1_000;
+            bench.gpu_integrated += if window < windows { 2_000 } else { 1_100 };
+            bench.close_after(&mut core, elapsed);
+        }
+        assert!((core.divergence()["GPU-1"] - 0.1).abs() < 1e-9);
+        assert_eq!(core.divergence["GPU-1"].len(), windows, "{millis} ms");
     }
-    assert!((core.divergence()["GPU-1"] - 0.1).abs() < 1e-9);
-    assert_eq!(core.divergence["GPU-1"].len(), DIVERGENCE_WINDOWS);
 }
 
 #[derive(Clone, Debug)]

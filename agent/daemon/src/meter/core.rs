@@ -256,4 +256,6 @@ impl Core {
 }
 
 #[cfg(test)]
+mod conservation;
+#[cfg(test)]
 mod tests;

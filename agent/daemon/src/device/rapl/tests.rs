@@ -1,7 +1,10 @@
 use std::os::unix::fs::PermissionsExt;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::counter::{Counter, GapReason, Step};
+use crate::window::Windows;
 
 struct Tree(tempfile::TempDir);
 
@@ -277,4 +280,101 @@ fn a_missing_permission_is_named() {
     let (zones, error) = tree.discover();
     assert!(zones.is_empty());
     assert_eq!(error.unwrap().reason, "permission");
+}
+
+/// How many random trees are read: `WATTMILL_FUZZ_TREES`, else as many as fit into every build.
+fn fuzz_trees() -> u32 {
+    std::env::var("WATTMILL_FUZZ_TREES").ok().and_then(|trees| trees.parse().ok()).unwrap_or(150)
+}
+
+/// What may lie in a file of sysfs; `None` where there is none.
+fn content(numbers: BoxedStrategy<u64>) -> impl Strategy<Value = Option<Vec<u8>>> {
+    prop_oneof![
+        8 => numbers.prop_map(|number| Some(format!("{number}\n").into_bytes())),
+        1 => Just(None),
+        1 => Just(Some(Vec::new())),
+        1 => proptest::collection::vec(any::<u8>(), 1..300).prop_map(Some),
+        1 => any::<i64>().prop_map(|number| Some(number.to_string().into_bytes())),
+        1 => any::<u128>().prop_map(|number| Some(number.to_string().into_bytes())),
+    ]
+}
+
+type Files = [Option<Vec<u8>>; 4];
+
+/// A zone's folder and files: any of a few, or something wild.
+fn folder() -> impl Strategy<Value = (String, Files)> {
+    let path = prop_oneof![
+        6 => "intel-rapl:[0-3a]",
+        4 => "intel-rapl:[0-3a]:[0-2]",
+        2 => "intel-rapl:[0-3a]".prop_map(|parent| format!("{parent}/{parent}:0")),
+        1 => "intel-rapl(-mmio)?:{0,3}[a-z0-9:]{0,4}",
+    ];
+    let name = prop_oneof![
+        6 => "package-[01](-die-[01])?\n",
+        4 => "(core|uncore|dram|psys)\n",
+        1 => ".{0,70}",
+    ];
+    let name = proptest::option::weighted(0.9, name.prop_map(String::into_bytes));
+    let near = prop_oneof![0u64..100_000_000, 262_143_000_000u64..262_143_328_851, any::<u64>()].boxed();
+    let range = prop_oneof![Just(262_143_328_850u64), Just(65_532_610_987), Just(0), any::<u64>()].boxed();
+    let limit = prop_oneof![Just(0u64), 1_000_000u64..400_000_000, any::<u64>()].boxed();
+    (path, name, content(near), content(range), content(limit))
+        .prop_map(|(path, name, energy, range, limit)| (path, [name, energy, range, limit]))
+}
+
+fn write(root: &Path, (path, files): &(String, Files)) {
+    let folder = root.join("class/powercap").join(path);
+    // A wild name may be no folder's; then there is nothing to read.
+    if fs::create_dir_all(&folder).is_err() {
+        return;
+    }
+    let names = ["name", "energy_uj", "max_energy_range_uj", "constraint_0_max_power_uw"];
+    for (name, content) in names.iter().zip(files) {
+        let file = folder.join(name);
+        match content {
+            Some(content) => fs::write(file, content).unwrap(),
+            None => drop(fs::remove_file(file)),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: fuzz_trees(), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    /// Trees that change under the reader: no panic, no power below zero or beyond what a zone may draw, and
+    /// sums that only grow.
+    #[test]
+    fn whatever_lies_in_sysfs_nothing_is_invented(
+        rounds in proptest::collection::vec((proptest::collection::vec(folder(), 0..7), any::<bool>(), 1u64..40), 1..5),
+    ) {
+        let root = tempfile::tempdir().unwrap();
+        let measured = Measured::default();
+        let mut rapl = Rapl::new(root.path(), measured.clone(), Duration::ZERO);
+        let mut windows = Windows::default();
+        let mut now = 0;
+        for (folders, swept, elapsed) in rounds {
+            if swept {
+                // There may be none yet.
+                drop(fs::remove_dir_all(root.path().join("class/powercap")));
+            }
+            folders.iter().for_each(|folder| write(root.path(), folder));
+            now += elapsed;
+            let Answer::Reading(reading) = read_at(&mut rapl, now) else {
+                prop_assert!(!measured.get());
+                continue;
+            };
+            let counts = |scope| reading.energy.iter().any(|energy| energy.scope == Some(scope));
+            prop_assert_eq!(measured.get(), counts(Scope::Cpu));
+            prop_assert!(counts(Scope::Cpu) || !counts(Scope::Dram), "an estimate beside memory");
+            let mut names: Vec<&str> = reading.energy.iter().map(|e| e.meter.device.as_str()).collect();
+            names.sort_unstable();
+            names.dedup();
+            prop_assert_eq!(names.len(), reading.energy.len(), "one series for each zone");
+            for slice in windows.close(&reading.energy).slices {
+                let watts = slice.mean_watts.unwrap_or(0.0);
+                prop_assert!((0.0..=MAX_ZONE_WATTS * 1.2 + 1e-6).contains(&watts), "{watts} W");
+                prop_assert!(slice.microjoules == 0 || slice.mean_watts.is_some());
+            }
+        }
+    }
 }

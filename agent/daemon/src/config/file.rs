@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tonic::codegen::http::Uri;
 use wattmill_protocol::config_file::ConfigError;
 
-use super::{Bandwidth, Config, EstimateWatts, Gpus, LogFormat, Metering};
+use super::{Bandwidth, Config, EstimateWatts, Gpus, LogFormat, MAX_INTERVAL, Metering};
 use crate::attribution::WHOLE_HOST_PPM;
 use crate::cpus::CpuSet;
 
@@ -149,7 +149,7 @@ impl File {
 
 impl MeteringKeys {
     fn checked(self, path: &Path) -> Result<Metering, ConfigError> {
-        let interval = within(self.interval_ms, 1_000, 100, 60_000)
+        let interval = within(self.interval_ms, 1_000, 100, MAX_INTERVAL.as_millis() as u64)
             .map_err(|message| ConfigError::value(path, "metering.interval_ms", message))?;
         let gpu = within(self.gpu_interval_ms, 100.min(interval), 10, interval)
             .map_err(|message| ConfigError::value(path, "metering.gpu_interval_ms", message))?;

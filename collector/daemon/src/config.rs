@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tonic::codegen::http::Uri;
 use wattmill_protocol::config_file::{self, ConfigError, Origins};
 
 /// Where the configuration lies unless `--config` says otherwise.
@@ -126,6 +127,16 @@ impl Config {
                 return Err(origins.error(key, message));
             }
         }
+        if let Some(endpoint) = &self.traces.endpoint {
+            let plain = |uri: &Uri| {
+                uri.scheme_str() == Some("http") && uri.host().is_some() && uri.port_u16().is_some()
+            };
+            if !endpoint.parse::<Uri>().as_ref().is_ok_and(plain) {
+                let message =
+                    format!("{endpoint:?} is not a URL like \"http://127.0.0.1:4317\" (without TLS)");
+                return Err(origins.error("traces.endpoint", message));
+            }
+        }
         let positive = [
             ("leases.duration_ms", self.leases.duration_ms),
             ("leases.max_failures", u64::from(self.leases.max_failures)),
@@ -164,6 +175,14 @@ mod tests {
             ),
             ("[leases]\nduration_ms = 0", "collector.toml: leases.duration_ms: must be at least 1"),
             ("[leases]\ngrace_ms = -1", "collector.toml:2: invalid value"),
+            (
+                "[traces]\nendpoint = \"localhost\"",
+                "collector.toml: traces.endpoint: \"localhost\" is not a URL like",
+            ),
+            (
+                "[traces]\nendpoint = \"https://x:1\"",
+                "collector.toml: traces.endpoint: \"https://x:1\" is not",
+            ),
             ("[log]\nformat = \"xml\"", "collector.toml:2: unknown variant `xml`"),
         ];
         let folder = tempfile::tempdir().unwrap();

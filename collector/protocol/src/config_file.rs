@@ -90,10 +90,7 @@ impl Origins {
 ///
 /// # Errors
 /// When a file cannot be read, is not TOML, or holds a key that `T` does not know.
-pub fn load<T: DeserializeOwned>(
-    named: Option<&Path>,
-    default: &Path,
-) -> Result<(T, Origins), ConfigError> {
+pub fn load<T: DeserializeOwned>(named: Option<&Path>, default: &Path) -> Result<(T, Origins), ConfigError> {
     let path = named.unwrap_or(default);
     let mut files = Vec::new();
     match read(path) {
@@ -243,7 +240,9 @@ mod tests {
         ];
         for (name, files, expected) in table {
             let folder = folder(name, files);
-            let error = load::<Sample>(Some(&folder.join("agent.toml")), Path::new("unused")).unwrap_err().to_string();
+            let error = load::<Sample>(Some(&folder.join("agent.toml")), Path::new("unused"))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(expected), "{name}: {error}");
             fs::remove_dir_all(folder).unwrap();
         }

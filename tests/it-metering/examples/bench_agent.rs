@@ -148,7 +148,8 @@ fn install(folder: &Path, gpus: usize) -> String {
 }
 
 fn peer(program: &Path, arguments: &[&str], seconds: u64) -> Cost {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
     let address = format!("127.0.0.1:{port}");
     let mut command = Command::new(program);
     command.arg(format!("--web.listen-address={address}")).args(arguments).stdout(Stdio::null());
@@ -234,7 +235,10 @@ fn median(costs: &[Cost]) -> Cost {
 }
 
 fn table(costs: &BTreeMap<String, Cost>) {
-    println!("{:<28} {:>11} {:>8} {:>14} {:>14} {:>9}", "", "CPU ms/s", "RSS MB", "scrape p50 ms", "p99 ms", "bytes");
+    println!(
+        "{:<28} {:>11} {:>8} {:>14} {:>14} {:>9}",
+        "", "CPU ms/s", "RSS MB", "scrape p50 ms", "p99 ms", "bytes"
+    );
     for (name, cost) in costs {
         println!(
             "{name:<28} {:>11.3} {:>8.1} {:>14.3} {:>14.3} {:>9}",
@@ -246,7 +250,8 @@ fn table(costs: &BTreeMap<String, Cost>) {
 /// The figures of the first case stand outside: they are what the agent is judged by.
 fn summary(costs: &BTreeMap<String, Cost>, seconds: u64, rounds: usize) -> Value {
     let first = costs["1 Hz, 8 GPUs"];
-    let cases: BTreeMap<&str, Value> = costs.iter().map(|(name, cost)| (name.as_str(), cost.json())).collect();
+    let cases: BTreeMap<&str, Value> =
+        costs.iter().map(|(name, cost)| (name.as_str(), cost.json())).collect();
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     json!({

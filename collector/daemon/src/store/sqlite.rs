@@ -58,6 +58,14 @@ pub(crate) enum StoreError {
     },
 }
 
+/// What a database is, for those who only look.
+pub(crate) struct Found {
+    /// The cluster's identity, once there is one.
+    pub(crate) cluster: Option<String>,
+    /// Migrations of this version that it lacks.
+    pub(crate) migrations: usize,
+}
+
 /// An open SQLite store.
 #[derive(Debug)]
 pub(crate) struct Sqlite {
@@ -68,6 +76,39 @@ impl Sqlite {
     /// Opens or creates the database at `path` and brings its schema up to date.
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
         Ok(Self { pool: open(path, migrations()).await? })
+    }
+
+    /// Looks into the database at `path` without making or changing anything.
+    pub(crate) async fn look(path: &Path) -> Result<Found, StoreError> {
+        let opened = |source| StoreError::Open { path: path.to_owned(), source };
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(SqliteConnectOptions::new().filename(path))
+            .await
+            .map_err(opened)?;
+        let tables =
+            sqlx::query("SELECT name FROM sqlite_schema WHERE type = 'table'").fetch_all(&pool).await;
+        let tables =
+            tables.map_err(opened)?.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+        let has = |table: &str| tables.iter().any(|name| name == table);
+        let mut found = Found { cluster: None, migrations: migrations().iter().count() };
+        if has("_sqlx_migrations") {
+            let made = sqlx::query("SELECT version FROM _sqlx_migrations").fetch_all(&pool).await?;
+            let made = made.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
+            let known: Vec<i64> = migrations().iter().map(|migration| migration.version).collect();
+            if let Some(newer) = made.iter().find(|version| !known.contains(version)) {
+                let source = sqlx::migrate::MigrateError::VersionMissing(*newer);
+                return Err(StoreError::Migrate { path: path.to_owned(), source });
+            }
+            found.migrations = known.len() - made.len();
+        }
+        if has("meta") {
+            let row =
+                sqlx::query("SELECT value FROM meta WHERE key = 'cluster'").fetch_optional(&pool).await?;
+            found.cluster = row.map(|row| row.try_get(0)).transpose()?;
+        }
+        pool.close().await;
+        Ok(found)
     }
 
     /// The cluster's identity: made on first use, kept for ever.

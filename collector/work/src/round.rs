@@ -71,8 +71,8 @@ pub struct Lease {
     pub node: NodeId,
     /// When it runs out unless renewed with progress, monotonic ms.
     pub deadline_ms: u64,
-    /// Samples done when it was last renewed.
-    pub samples: u64,
+    /// Progress when it was last renewed.
+    pub progress: u64,
 }
 
 /// How a shard stands.

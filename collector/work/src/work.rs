@@ -373,8 +373,8 @@ impl Work {
                 }
             });
             let Some(lease) = lease else { continue };
-            if renewal.samples > lease.samples {
-                lease.samples = renewal.samples;
+            if renewal.progress > lease.progress {
+                lease.progress = renewal.progress;
                 lease.deadline_ms = deadline_ms;
             }
             self.accounts.progress(renewal.token, renewal.energy, renewal.power_watts, now);
@@ -428,7 +428,7 @@ impl Work {
 
     fn new_lease(&self, token: Token, node: &NodeId, now: Now) -> Lease {
         let deadline_ms = now.monotonic_ms + self.settings.lease_ms;
-        Lease { token, node: node.clone(), deadline_ms, samples: 0 }
+        Lease { token, node: node.clone(), deadline_ms, progress: 0 }
     }
 
     fn shard_mut(&mut self, job: &JobId, shard: u32) -> Option<&mut crate::Shard> {

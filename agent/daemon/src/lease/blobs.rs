@@ -1,5 +1,8 @@
 //! Blobs to and from the collector, on a connection of their own, beside the session.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -37,30 +40,49 @@ pub(super) struct Stored {
     pub(super) outcome: Result<(), Status>,
 }
 
+/// Bytes that were moved.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    /// Of parameters.
+    pub(super) fetched: u64,
+    /// Of results, by lease.
+    pub(super) stored: BTreeMap<Token, u64>,
+}
+
 /// Transfers under way. At most one store for each lease in hand and one fetch for each of its
 /// parameters, so their number is bounded by the slots.
 pub(super) struct Transfers {
     client: Client,
     running: JoinSet<Ended>,
+    fetched: Arc<AtomicU64>,
+    stored: BTreeMap<Token, Arc<AtomicU64>>,
 }
 
 impl Transfers {
     pub(super) fn new(link: &Link) -> Self {
-        Self { client: Client::new(link.channel()), running: JoinSet::new() }
+        let (running, fetched) = (JoinSet::new(), Arc::default());
+        Self { client: Client::new(link.channel()), running, fetched, stored: BTreeMap::new() }
+    }
+
+    /// What was moved since this was last asked.
+    pub(super) fn moved(&mut self) -> Moved {
+        let take = |bytes: &Arc<AtomicU64>| bytes.swap(0, Ordering::Relaxed);
+        let stored = self.stored.iter().map(|(token, bytes)| (*token, take(bytes))).collect();
+        Moved { fetched: take(&self.fetched), stored }
     }
 
     pub(super) fn fetch(&mut self, hash: Hash) {
-        let mut client = self.client.clone();
+        let (mut client, moved) = (self.client.clone(), Arc::clone(&self.fetched));
         self.running.spawn(async move {
             let mut pause = FETCH_PAUSE;
-            let mut outcome = fetch(&mut client, hash).await;
+            let mut outcome = fetch(&mut client, hash, &moved).await;
             for _ in 1..FETCH_TRIES {
                 if !matches!(&outcome, Err(s) if s.code() == tonic::Code::Unavailable) {
                     break;
                 }
                 tokio::time::sleep(pause).await;
                 pause *= 2;
-                outcome = fetch(&mut client, hash).await;
+                outcome = fetch(&mut client, hash, &moved).await;
             }
             Ended::Fetched(Fetched { hash, outcome })
         });
@@ -68,8 +90,9 @@ impl Transfers {
 
     pub(super) fn store(&mut self, token: Token, hash: Hash, blob: Bytes) {
         let mut client = self.client.clone();
+        let moved = Arc::clone(self.stored.entry(token).or_default());
         self.running.spawn(async move {
-            let outcome = store(&mut client, token, hash, blob).await;
+            let outcome = store(&mut client, token, hash, blob, moved).await;
             Ended::Stored(Stored { token, outcome })
         });
     }
@@ -78,7 +101,12 @@ impl Transfers {
     pub(super) async fn next(&mut self) -> Ended {
         loop {
             match self.running.join_next().await {
-                Some(Ok(ended)) => return ended,
+                Some(Ok(ended)) => {
+                    if let Ended::Stored(stored) = &ended {
+                        self.stored.remove(&stored.token);
+                    }
+                    return ended;
+                }
                 Some(Err(error)) => tracing::error!(%error, "a transfer panicked"),
                 None => std::future::pending().await,
             }
@@ -86,13 +114,14 @@ impl Transfers {
     }
 }
 
-async fn fetch(client: &mut Client, hash: Hash) -> Result<Bytes, Status> {
+async fn fetch(client: &mut Client, hash: Hash, moved: &AtomicU64) -> Result<Bytes, Status> {
     let mut chunks = client.fetch(v1::FetchRequest { hash: hash.to_bytes() }).await?.into_inner();
     let mut bytes = BytesMut::new();
     while let Some(chunk) = chunks.message().await? {
         if bytes.len() as u64 + chunk.data.len() as u64 > MAX_BLOB_BYTES {
             return Err(Status::out_of_range(format!("blob {hash} has over {MAX_BLOB_BYTES} bytes")));
         }
+        moved.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
         bytes.extend_from_slice(&chunk.data);
     }
     let bytes = bytes.freeze();
@@ -103,12 +132,20 @@ async fn fetch(client: &mut Client, hash: Hash) -> Result<Bytes, Status> {
     }
 }
 
-async fn store(client: &mut Client, token: Token, hash: Hash, blob: Bytes) -> Result<(), Status> {
+async fn store(
+    client: &mut Client,
+    token: Token,
+    hash: Hash,
+    blob: Bytes,
+    moved: Arc<AtomicU64>,
+) -> Result<(), Status> {
     use v1::store_chunk::Kind;
     let header = v1::BlobHeader { hash: hash.to_bytes(), size: blob.len() as u64, token: token.0 };
     let mut rest = blob;
     let data = std::iter::from_fn(move || {
+        // Asked for as the connection takes them.
         let next = rest.split_to(rest.len().min(BLOB_CHUNK_BYTES));
+        moved.fetch_add(next.len() as u64, Ordering::Relaxed);
         (!next.is_empty()).then_some(Kind::Data(next))
     });
     let chunks = std::iter::once(Kind::Header(header)).chain(data);

@@ -13,17 +13,19 @@ mod worker;
 
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior};
-use wattmill_protocol::{Energy, Token, exit, v1};
+use tokio::time::Instant;
+use wattmill_protocol::{Token, exit, v1};
 
 use crate::app::Services;
-use desk::{Desk, Start};
+use desk::{Desk, Standing, Start};
 use session::{Link, Session};
 use traces::Traces;
 use worker::{Worker, WorkerError};
 
-/// How often running leases are renewed.
+/// How often leases are renewed at least.
 const RENEW: Duration = Duration::from_secs(1);
+/// Renewals while a lease runs that makes no progress, at least.
+const RENEWALS: u32 = 3;
 /// Pause before a worker that could not be started, or died, is started again.
 const WORKER_RETRY: Duration = Duration::from_secs(2);
 /// How long the end waits for the last joules to be applied.
@@ -55,6 +57,7 @@ pub(crate) async fn run(services: Services) -> String {
         session: Session::new(link.clone()),
         blobs: blobs::Transfers::new(&link),
         traces,
+        renewed: Instant::now(),
         services,
     };
     leases.run().await;
@@ -90,15 +93,16 @@ struct Leases {
     session: Session,
     blobs: blobs::Transfers,
     traces: Traces,
+    /// When leases were last renewed.
+    renewed: Instant,
 }
 
 impl Leases {
     async fn run(&mut self) {
         let stopping = self.services.stopping.clone();
-        let mut renewals = tokio::time::interval(RENEW);
-        renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut settlements = self.services.meter.settlements_changed();
         loop {
+            let renew_at = self.renewed + self.renew_every();
             tokio::select! {
                 () = stopping.cancelled() => break,
                 message = self.session.next() => match message {
@@ -110,7 +114,7 @@ impl Leases {
                     self.restart_worker().await;
                 }
                 ended = self.blobs.next() => self.transferred(ended),
-                _ = renewals.tick() => self.renew(),
+                () = tokio::time::sleep_until(renew_at) => self.renew(),
                 // The sender lives as long as the meter, which outlives this task.
                 Ok(()) = settlements.changed() => self.settle(),
             }
@@ -174,9 +178,15 @@ impl Leases {
     fn replied(&mut self, token: Token, outcome: v1::ReportOutcome) {
         use v1::ReportOutcome;
         match outcome {
-            ReportOutcome::Received => self.traces.part(token, "report"),
+            ReportOutcome::Received => {
+                self.desk.set_received(token, true);
+                self.traces.part(token, "report");
+            }
             ReportOutcome::Committed => self.committed(token),
-            ReportOutcome::BlobMissing => self.report(token),
+            ReportOutcome::BlobMissing => {
+                self.desk.set_received(token, false);
+                self.report(token);
+            }
             ReportOutcome::Stale | ReportOutcome::Failed => self.drop_lease(token),
             ReportOutcome::Unspecified => {
                 tracing::warn!(%token, "the collector answered a report in words that this version does not know");
@@ -220,7 +230,7 @@ impl Leases {
     async fn worker_said(&mut self, message: Result<v1::from_worker::Kind, WorkerError>) {
         use v1::from_worker::Kind;
         match message {
-            Ok(Kind::Progress(progress)) => self.desk.progress(Token(progress.token), progress.samples),
+            Ok(Kind::Progress(progress)) => self.desk.progress(Token(progress.token), progress.done),
             Ok(Kind::Done(done)) => {
                 let token = Token(done.token);
                 if self.desk.running() == Some(token) {
@@ -305,14 +315,28 @@ impl Leases {
         }
     }
 
+    /// Often enough for the shortest lease in hand.
+    fn renew_every(&self) -> Duration {
+        self.desk.shortest().map_or(RENEW, |lease| RENEW.min(lease / RENEWALS))
+    }
+
+    /// Says how far all leases are whose results the collector does not have.
     fn renew(&mut self) {
-        let Some(token) = self.desk.running() else { return };
-        let metered = self.services.meter.running().into_iter().find(|shard| shard.token == token);
-        let (energy, power_watts) =
-            metered.map_or((Energy::ZERO, 0.0), |shard| (shard.energy, shard.power_watts));
-        let samples = self.desk.samples_done();
-        let renewal = v1::Renewal { token: token.0, samples, energy: Some(energy.into()), power_watts };
-        self.session.send(v1::from_node::Kind::Renew(v1::Renew { renewals: vec![renewal] }));
+        self.renewed = Instant::now();
+        self.desk.moved(&self.blobs.moved());
+        let metered = self.services.meter.running();
+        metered.iter().for_each(|shard| self.desk.took(shard.token, shard.energy));
+        let watts = |token| metered.iter().find(|s| s.token == token).map_or(0.0, |s| s.power_watts);
+        let renewal = |Standing { token, progress, energy }| v1::Renewal {
+            token: token.0,
+            progress,
+            energy: Some(energy.into()),
+            power_watts: watts(token),
+        };
+        let renewals: Vec<v1::Renewal> = self.desk.standings().map(renewal).collect();
+        if !renewals.is_empty() {
+            self.session.send(v1::from_node::Kind::Renew(v1::Renew { renewals }));
+        }
     }
 
     fn settle(&mut self) {

@@ -251,7 +251,7 @@ fn command(node: &NodeId, kind: v1::from_node::Kind) -> Result<Command, String> 
 fn renewal(wire: v1::Renewal) -> Renewal {
     Renewal {
         token: Token(wire.token),
-        samples: wire.samples,
+        progress: wire.progress,
         energy: wire.energy.map(Energy::from).unwrap_or_default(),
         power_watts: if wire.power_watts.is_finite() { wire.power_watts.max(0.0) } else { 0.0 },
     }

@@ -77,7 +77,7 @@ fn a_lease_runs_out_unless_it_makes_progress() {
     assert!(matches!(cluster.state(1), ShardState::Leased(_)));
     cluster.renew(1, moving, 1, Energy::ZERO, 0.0);
     cluster.wait(20_000);
-    assert_eq!(cluster.state(1), &ShardState::Pending, "the same sample twice is no progress");
+    assert_eq!(cluster.state(1), &ShardState::Pending, "the same count twice is no progress");
 }
 
 #[test]

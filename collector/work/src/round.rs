@@ -108,8 +108,10 @@ pub struct Shard {
     pub newest: Option<Token>,
     /// Leases given so far.
     pub attempts: u32,
-    /// Attempts that failed by themselves.
+    /// Attempts that failed by themselves, or made no progress.
     pub failures: u32,
+    /// Whose attempt failed last: another node is tried where there is one.
+    pub avoid: Option<NodeId>,
 }
 
 /// The current round of a job.
@@ -166,7 +168,14 @@ impl Round {
             }
             _ => vec![Task::Prepare],
         };
-        let shard = |task| Shard { task, state: ShardState::Pending, newest: None, attempts: 0, failures: 0 };
+        let shard = |task| Shard {
+            task,
+            state: ShardState::Pending,
+            newest: None,
+            attempts: 0,
+            failures: 0,
+            avoid: None,
+        };
         Some(Self {
             number: job.round,
             kind,

@@ -19,7 +19,8 @@ pub fn job(checks: &Checks, job: &JobRecord, called_cancel: bool, quiet: bool) -
         Phase::Cancelled => hold(called_cancel, || format!("{} was never cancelled", job.id)),
         Phase::Failed => {
             let known = (broken && reason == "the data cannot be read")
-                || (job.round == 0 && reason == "the worker ran out of memory");
+                || (job.round == 0
+                    && (reason == "the worker ran out of memory" || reason.starts_with("the lease ran out")));
             hold(known, || format!("{} failed: {reason:?}", job.id))
         }
         Phase::Finished => {

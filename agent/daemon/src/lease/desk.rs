@@ -29,7 +29,18 @@ enum Stage {
     /// Computes.
     Running,
     /// Done; kept until committed.
-    Finished { result: v1::TaskResult, blob: Bytes, received: bool },
+    Finished { result: v1::TaskResult, blob: Bytes, delivery: Delivery },
+}
+
+/// How far a result is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// Here alone: its blob is to be stored.
+    Kept,
+    /// Its blob is stored: it is to be reported.
+    Stored,
+    /// Received: its round is awaited.
+    Received,
 }
 
 /// What a renewal says of a lease, power aside.
@@ -73,20 +84,21 @@ impl Desk {
         Some(hash)
     }
 
-    /// Notes fetched parameters. Where they cannot be had, a lease that waits for them fails.
-    pub(super) fn fetched(&mut self, fetched: Fetched) -> Option<(Token, v1::TaskResult)> {
+    /// Notes fetched parameters. Where they cannot be had, every lease that waits for them fails.
+    pub(super) fn fetched(&mut self, fetched: Fetched) -> Vec<(Token, v1::TaskResult)> {
         match fetched.outcome {
             Ok(bytes) => {
                 self.parameters.insert(fetched.hash, Some(bytes));
-                None
+                Vec::new()
             }
             Err(status) => {
                 self.parameters.remove(&fetched.hash);
                 let waits = |h: &Held| {
                     matches!(h.stage, Stage::Waiting) && parameters_of(&h.lease) == Some(fetched.hash)
                 };
-                let token = *self.held.iter().find(|(_, held)| waits(held))?.0;
-                Some((token, failure(format!("the parameters cannot be fetched: {}", status.message()))))
+                let waiting = self.held.iter().filter(|(_, held)| waits(held));
+                let message = format!("the parameters cannot be fetched: {}", status.message());
+                waiting.map(|(token, _)| (*token, failure(message.clone()))).collect()
             }
         }
     }
@@ -161,7 +173,8 @@ impl Desk {
 
     /// Leases that run out unless they are renewed: all whose results are not received.
     pub(super) fn standings(&self) -> impl Iterator<Item = Standing> {
-        let received = |held: &Held| matches!(held.stage, Stage::Finished { received: true, .. });
+        let received =
+            |held: &Held| matches!(held.stage, Stage::Finished { delivery: Delivery::Received, .. });
         self.held.iter().filter(move |(_, held)| !received(held)).map(|(&token, held)| {
             let Held { progress, energy, .. } = *held;
             Standing { token, progress, energy }
@@ -173,11 +186,40 @@ impl Desk {
         self.held.values().map(|held| Duration::from_millis(held.lease.duration_ms)).min()
     }
 
-    /// The collector has a lease's result, or has it no more.
-    pub(super) fn set_received(&mut self, token: Token, is_received: bool) {
-        if let Some(Held { stage: Stage::Finished { received, .. }, .. }) = self.held.get_mut(&token) {
-            *received = is_received;
+    /// How far a finished lease's result is on its way.
+    pub(super) fn delivery(&self, token: Token) -> Option<Delivery> {
+        match self.held.get(&token)?.stage {
+            Stage::Finished { delivery, .. } => Some(delivery),
+            Stage::Waiting | Stage::Running => None,
         }
+    }
+
+    /// Notes how far a finished lease's result is on its way.
+    pub(super) fn deliver(&mut self, token: Token, now: Delivery) {
+        if let Some(Held { stage: Stage::Finished { delivery, .. }, .. }) = self.held.get_mut(&token) {
+            *delivery = now;
+        }
+    }
+
+    /// Another session, perhaps with another collector: results that were received must be reported again.
+    pub(super) fn undeliver(&mut self) {
+        for held in self.held.values_mut() {
+            if let Stage::Finished { delivery: delivery @ Delivery::Received, .. } = &mut held.stage {
+                *delivery = Delivery::Stored;
+            }
+        }
+    }
+
+    /// Parameters that are on their way for nobody any more; they are forgotten.
+    pub(super) fn unneeded(&mut self) -> Vec<Hash> {
+        let waits = |h: &Held| matches!(h.stage, Stage::Waiting).then(|| parameters_of(&h.lease)).flatten();
+        let awaited: Vec<Hash> = self.held.values().filter_map(waits).collect();
+        let unneeded = |(hash, bytes): (&Hash, &Option<Bytes>)| {
+            (bytes.is_none() && !awaited.contains(hash)).then_some(*hash)
+        };
+        let unneeded: Vec<Hash> = self.parameters.iter().filter_map(unneeded).collect();
+        unneeded.iter().for_each(|hash| drop(self.parameters.remove(hash)));
+        unneeded
     }
 
     /// Notes a lease's result, which is kept from now on.
@@ -185,7 +227,7 @@ impl Desk {
         self.running.take_if(|(running, _)| *running == token);
         self.queue.retain(|waiting| *waiting != token);
         if let Some(held) = self.held.get_mut(&token) {
-            held.stage = Stage::Finished { result, blob, received: false };
+            held.stage = Stage::Finished { result, blob, delivery: Delivery::Kept };
         }
     }
 
@@ -199,6 +241,11 @@ impl Desk {
     pub(super) fn unfinished(&self) -> Vec<Token> {
         let finished = |h: &Held| matches!(h.stage, Stage::Finished { .. });
         self.held.iter().filter(|(_, held)| !finished(held)).map(|(token, _)| *token).collect()
+    }
+
+    /// Leases whose results the collector does not have.
+    pub(super) fn unreceived(&self) -> Vec<Token> {
+        self.standings().map(|standing| standing.token).collect()
     }
 
     /// The job of a lease whose work has not begun.
@@ -297,7 +344,7 @@ mod tests {
         assert_eq!(desk.take(lease(1, Some(hash))), Some(hash));
         assert_eq!(desk.take(lease(2, Some(hash))), None, "fetched once");
         assert!(desk.start().is_none());
-        assert!(desk.fetched(Fetched { hash, outcome: Ok(Bytes::from_static(b"p")) }).is_none());
+        assert!(desk.fetched(Fetched { hash, outcome: Ok(Bytes::from_static(b"p")) }).is_empty());
         assert_eq!(desk.start().unwrap().run.parameters, Bytes::from_static(b"p"));
         assert!(desk.start().is_none(), "one at a time");
         let result = v1::TaskResult { useful_flops: 7, ..failure(String::new()) };
@@ -343,10 +390,12 @@ mod tests {
         let kept = desk.standings().next().unwrap();
         assert_eq!(kept.energy.total(), 3, "what it took is not forgotten while its result is on its way");
         desk.progress(Token(2), 1);
-        desk.set_received(Token(1), true);
+        desk.deliver(Token(1), Delivery::Received);
         assert_eq!(progress(&desk), [(2, 14)], "a result that was received needs no lease");
-        desk.set_received(Token(1), false);
-        assert_eq!(progress(&desk).len(), 2, "until it has to be stored again");
+        desk.undeliver();
+        assert_eq!(progress(&desk).len(), 2, "until it has to be reported again");
+        assert_eq!(desk.delivery(Token(1)), Some(Delivery::Stored));
+        assert_eq!(desk.delivery(Token(2)), None);
     }
 
     #[test]
@@ -354,14 +403,22 @@ mod tests {
         let mut desk = Desk::default();
         let hash = Hash::of(b"p");
         desk.take(lease(1, Some(hash)));
+        desk.take(lease(2, Some(hash)));
         let outcome = Err(tonic::Status::not_found("gone"));
-        let (token, result) = desk.fetched(Fetched { hash, outcome }).unwrap();
-        assert_eq!(token, Token(1));
-        desk.finish(token, result, Bytes::new());
+        let failed = desk.fetched(Fetched { hash, outcome });
+        assert_eq!(failed.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [Token(1), Token(2)]);
+        for (token, result) in failed {
+            desk.finish(token, result, Bytes::new());
+        }
+        desk.remove(Token(2));
         assert!(desk.report(Token(1)).is_some());
         assert!(desk.blob(Token(1)).is_none());
         assert_eq!(desk.take(lease(2, Some(hash))), Some(hash), "asked for again");
         assert!(desk.take(lease(3, None)).is_none());
         assert_eq!(desk.start().unwrap().token, Token(3), "it needs none");
+        assert_eq!(desk.unneeded(), []);
+        desk.remove(Token(2));
+        assert_eq!(desk.unneeded(), [hash], "on their way for nobody");
+        assert_eq!(desk.take(lease(4, Some(hash))), Some(hash), "and asked for again when somebody is there");
     }
 }

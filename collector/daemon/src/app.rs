@@ -175,7 +175,7 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
         let (router, stop) = (http::router(pages, Arc::clone(&ingest)), stop.clone());
         async move { Ok(axum::serve(web, router).with_graceful_shutdown(stop.cancelled_owned()).await?) }
     });
-    let control = Control::new(handle.clone(), Arc::clone(&telemetry), stop.clone());
+    let control = Control::new(handle.clone(), Arc::clone(&telemetry), blobs.staged_limit(), stop.clone());
     tasks.spawn("grpc", {
         let parameters = Parameters::new(blobs, handle.live);
         serve_grpc(grpc, ingest, control, parameters, stop.clone())

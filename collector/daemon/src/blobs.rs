@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use wattmill_protocol::Hash;
+use wattmill_protocol::{Hash, Token};
 
 /// Extension of a file that is being written.
 const PARTIAL: &str = "partial";
@@ -70,9 +70,16 @@ pub(crate) enum BlobError {
     },
 }
 
+/// A shard's blob that waits for its round.
+struct Staged {
+    bytes: Bytes,
+    /// Leases under which it was stored: equal blobs have one name.
+    tokens: BTreeSet<Token>,
+}
+
 #[derive(Default)]
 struct Memory {
-    staged: HashMap<Hash, Bytes>,
+    staged: HashMap<Hash, Staged>,
     staged_bytes: u64,
     /// Durable blobs that jobs use now: every shard of a round fetches the same parameters.
     recent: HashMap<Hash, Bytes>,
@@ -104,14 +111,15 @@ impl Blobs {
         self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Keeps a shard's blob in memory until its round is committed.
-    pub(crate) fn stage(&self, named: Hash, bytes: Bytes) -> Result<(), BlobError> {
+    /// Keeps a shard's blob, which was stored under the lease `token`, in memory until its round is committed.
+    pub(crate) fn stage(&self, named: Hash, bytes: Bytes, token: Token) -> Result<(), BlobError> {
         let found = Hash::of(&bytes);
         if found != named {
             return Err(BlobError::Mismatch { named, found });
         }
         let mut memory = self.memory();
-        if memory.staged.contains_key(&named) {
+        if let Some(staged) = memory.staged.get_mut(&named) {
+            staged.tokens.insert(token);
             return Ok(());
         }
         let waiting = memory.staged_bytes;
@@ -119,8 +127,26 @@ impl Blobs {
             return Err(BlobError::Full { waiting, limit: self.staged_limit });
         }
         memory.staged_bytes += bytes.len() as u64;
-        memory.staged.insert(named, bytes);
+        memory.staged.insert(named, Staged { bytes, tokens: BTreeSet::from([token]) });
         Ok(())
+    }
+
+    /// Drops what was stored under other leases than these: no round awaits it any more.
+    pub(crate) fn keep_staged(&self, tokens: &BTreeSet<Token>) {
+        let mut memory = self.memory();
+        let Memory { staged, staged_bytes, .. } = &mut *memory;
+        staged.retain(|_, blob| {
+            let awaited = !blob.tokens.is_disjoint(tokens);
+            if !awaited {
+                *staged_bytes -= blob.bytes.len() as u64;
+            }
+            awaited
+        });
+    }
+
+    /// How many bytes of results may wait for their rounds.
+    pub(crate) fn staged_limit(&self) -> u64 {
+        self.staged_limit
     }
 
     /// Whether a blob is here, in memory or on disk.
@@ -153,7 +179,8 @@ impl Blobs {
     pub(crate) fn read(&self, hash: Hash) -> Result<Bytes, BlobError> {
         {
             let memory = self.memory();
-            if let Some(bytes) = memory.staged.get(&hash).or_else(|| memory.recent.get(&hash)) {
+            let staged = memory.staged.get(&hash).map(|staged| &staged.bytes);
+            if let Some(bytes) = staged.or_else(|| memory.recent.get(&hash)) {
                 return Ok(bytes.clone());
             }
         }
@@ -179,8 +206,8 @@ impl Blobs {
         for &hash in hashes {
             {
                 let mut memory = self.memory();
-                if let Some(bytes) = memory.staged.remove(&hash) {
-                    memory.staged_bytes -= bytes.len() as u64;
+                if let Some(staged) = memory.staged.remove(&hash) {
+                    memory.staged_bytes -= staged.bytes.len() as u64;
                 }
                 memory.recent.remove(&hash);
             }
@@ -232,14 +259,24 @@ mod tests {
         let blobs = Blobs::open(folder.path(), 10).unwrap();
         let bytes = Bytes::from_static(b"12345678");
         let hash = Hash::of(&bytes);
-        assert!(matches!(blobs.stage(Hash::of(b"x"), bytes.clone()), Err(BlobError::Mismatch { .. })));
-        blobs.stage(hash, bytes.clone()).unwrap();
-        blobs.stage(hash, bytes.clone()).unwrap();
+        let [one, two, three] = [1, 2, 3].map(Token);
+        assert!(matches!(blobs.stage(Hash::of(b"x"), bytes.clone(), one), Err(BlobError::Mismatch { .. })));
+        blobs.stage(hash, bytes.clone(), one).unwrap();
+        blobs.stage(hash, bytes.clone(), one).unwrap();
         let other = Bytes::from_static(b"abc");
-        assert!(matches!(blobs.stage(Hash::of(&other), other.clone()), Err(BlobError::Full { .. })));
+        assert!(matches!(blobs.stage(Hash::of(&other), other.clone(), two), Err(BlobError::Full { .. })));
         blobs.retire(&[hash]);
-        blobs.stage(Hash::of(&other), other).unwrap();
+        blobs.stage(Hash::of(&other), other, two).unwrap();
         assert!(matches!(blobs.read(hash), Err(BlobError::Missing(_))));
+
+        blobs.stage(hash, bytes.clone(), one).unwrap_err();
+        blobs.keep_staged(&BTreeSet::from([one]));
+        blobs.stage(hash, bytes.clone(), one).expect("what no lease awaits makes room");
+        blobs.stage(hash, bytes.clone(), three).unwrap();
+        blobs.keep_staged(&BTreeSet::from([three]));
+        assert_eq!(blobs.read(hash).unwrap(), bytes, "another lease has the same bytes");
+        blobs.keep_staged(&BTreeSet::new());
+        assert_eq!(blobs.memory().staged_bytes, 0);
 
         let orphan = Blob::new(Bytes::from_static(b"orphan"));
         blobs.persist(Blob::new(bytes.clone())).unwrap();

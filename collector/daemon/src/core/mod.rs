@@ -31,6 +31,7 @@ use crate::state::{Rollup, Telemetry};
 use crate::store::{Sqlite, StoreError};
 
 pub(crate) use command::{Command, OpenRefused, Shard};
+pub(crate) use planner::round_bytes;
 use sessions::Sessions;
 pub(crate) use traces::Traces;
 use view::View;
@@ -156,18 +157,22 @@ impl Core {
                 () = cancelled.cancelled() => break,
                 _ = ticks.tick() => {
                     ticked = true;
-                    let peak_flops = self.rollups.borrow().peak_flops;
-                    self.apply(Event::Tick { peak_flops });
-                    self.ticks += 1;
                 }
                 command = self.commands.recv() => match command {
                     Some(command) => self.take(command),
                     None => break,
                 },
             }
-            for _ in 1..BATCH {
+            // Before time passes, all is heard that nodes said by now: this loop may have been held up by the store,
+            // and no lease runs out for that.
+            for _ in 1..if ticked { COMMANDS } else { BATCH } {
                 let Ok(command) = self.commands.try_recv() else { break };
                 self.take(command);
+            }
+            if ticked {
+                let peak_flops = self.rollups.borrow().peak_flops;
+                self.apply(Event::Tick { peak_flops });
+                self.ticks += 1;
             }
             if ticked && self.ticks.is_multiple_of(TICKS_PER_PLAN) {
                 self.replan();
@@ -341,6 +346,7 @@ impl Core {
     }
 
     fn refresh_live(&self) {
+        self.blobs.keep_staged(&self.work.tokens().collect());
         let tokens = self.work.leases().map(|(_, lease)| lease.token).collect();
         *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = tokens;
     }

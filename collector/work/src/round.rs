@@ -71,8 +71,8 @@ pub struct Lease {
     pub node: NodeId,
     /// When it runs out unless renewed with progress, monotonic ms.
     pub deadline_ms: u64,
-    /// Samples done when it was last renewed.
-    pub samples: u64,
+    /// Progress when it was last renewed.
+    pub progress: u64,
 }
 
 /// How a shard stands.
@@ -108,8 +108,10 @@ pub struct Shard {
     pub newest: Option<Token>,
     /// Leases given so far.
     pub attempts: u32,
-    /// Attempts that failed by themselves.
+    /// Attempts that failed by themselves, or made no progress.
     pub failures: u32,
+    /// Whose attempt failed last: another node is tried where there is one.
+    pub avoid: Option<NodeId>,
 }
 
 /// The current round of a job.
@@ -166,7 +168,14 @@ impl Round {
             }
             _ => vec![Task::Prepare],
         };
-        let shard = |task| Shard { task, state: ShardState::Pending, newest: None, attempts: 0, failures: 0 };
+        let shard = |task| Shard {
+            task,
+            state: ShardState::Pending,
+            newest: None,
+            attempts: 0,
+            failures: 0,
+            avoid: None,
+        };
         Some(Self {
             number: job.round,
             kind,

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use wattmill_it::{Cluster, Signal, cpus, digits, eventually, metric, run, turn};
+use wattmill_it::{
+    Cluster, PATIENCE, Signal, cpus, digits, eventually, eventually_within, metric, run, turn,
+};
 use wattmill_protocol::v1;
 
 /// Seconds of a step of the history.
@@ -37,7 +39,8 @@ async fn outage(steps: i64) {
     let from = now().div_euclid(STEP) * STEP + STEP;
     let to = from + steps * STEP;
     let frames = steps * STEP * 5;
-    eventually("the agent keeps what it measures", async || {
+    let patience = PATIENCE + Duration::from_secs(((steps + 1) * STEP).unsigned_abs());
+    eventually_within(patience, "the agent keeps what it measures", async || {
         let waiting = metric(&cluster.agent_metrics("one"), "wattmill_agent_spool_frames", &[])?;
         (now() > to && waiting >= frames as f64).then_some(())
     })
@@ -72,12 +75,13 @@ async fn an_outage_leaves_no_gap() {
     outage(1).await;
 }
 
-/// A collector that is away for whole minutes: the agent's pauses between its tries have grown to their most.
+/// A collector that is away for more than a minute: a gap that the collector would leave empty, were it not for
+/// what the agent kept, and long enough for the agent's pauses between its tries to grow to their most.
 #[tokio::test]
 #[ignore = "takes a minute and a half: make test-full runs it"]
 async fn a_long_outage_leaves_no_gap() {
     let _turn = turn();
-    outage(3).await;
+    outage(7).await;
 }
 
 /// Two agents that claim one CPU would bill it twice: the second is refused by name, on both sides, and the

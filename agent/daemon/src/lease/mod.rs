@@ -7,6 +7,7 @@
 
 mod blobs;
 mod desk;
+mod peak;
 mod session;
 mod traces;
 mod worker;
@@ -18,6 +19,7 @@ use wattmill_protocol::{Energy, Token, exit, v1};
 
 use crate::app::Services;
 use desk::{Desk, Start};
+use peak::Peak;
 use session::{Link, Session};
 use traces::Traces;
 use worker::{Worker, WorkerError};
@@ -44,7 +46,7 @@ pub(crate) async fn run(services: Services) -> String {
         Ok(traces) => traces,
         Err(error) => return format!("traces.endpoint cannot be used: {error}"),
     };
-    let Some(worker) = first_worker(&services).await else {
+    let Some((worker, peak)) = first_worker(&services).await else {
         return "the agent stops".to_owned();
     };
     let mut leases = Leases {
@@ -52,6 +54,8 @@ pub(crate) async fn run(services: Services) -> String {
         numerics: worker.numerics().to_owned(),
         worker: Some(worker),
         worker_retry: Instant::now(),
+        peak,
+        probing: None,
         session: Session::new(link.clone()),
         blobs: blobs::Transfers::new(&link),
         traces,
@@ -62,18 +66,19 @@ pub(crate) async fn run(services: Services) -> String {
 }
 
 /// The first worker says how this node computes and how fast it can be; without one there is no session.
-async fn first_worker(services: &Services) -> Option<Worker> {
+async fn first_worker(services: &Services) -> Option<(Worker, Peak)> {
     let config = &services.config;
     loop {
         let started = async {
             let mut worker = Worker::start(&config.worker_path, &config.cpus).await?;
             services.meter.set_numerics(worker.numerics());
-            let peak = worker::peak(&mut worker, &config.state_dir, config.cpus.len()).await?;
-            services.meter.set_peak_flops(worker::DEVICE, &peak.precision, peak.flops_per_second);
-            Ok::<_, WorkerError>(worker)
+            let peak = Peak::find(&mut worker, config).await?;
+            let (flops_per_second, precision) = peak.figure();
+            services.meter.set_peak_flops(peak::DEVICE, precision, flops_per_second);
+            Ok::<_, WorkerError>((worker, peak))
         };
         let error = match services.stopping.run_until_cancelled(started).await? {
-            Ok(worker) => return Some(worker),
+            Ok(started) => return Some(started),
             Err(error) => error,
         };
         tracing::error!(error = exit::describe(&error), "no worker: this node meters, but takes no work");
@@ -87,6 +92,9 @@ struct Leases {
     numerics: String,
     worker: Option<Worker>,
     worker_retry: Instant,
+    peak: Peak,
+    /// While the worker measures the peak again.
+    probing: Option<peak::Turn>,
     session: Session,
     blobs: blobs::Transfers,
     traces: Traces,
@@ -99,6 +107,7 @@ impl Leases {
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut settlements = self.services.meter.settlements_changed();
         loop {
+            let burst = self.next_burst();
             tokio::select! {
                 () = stopping.cancelled() => break,
                 message = self.session.next() => match message {
@@ -109,12 +118,16 @@ impl Leases {
                 () = tokio::time::sleep_until(self.worker_retry), if self.worker.is_none() => {
                     self.restart_worker().await;
                 }
+                () = until(burst) => self.probe().await,
                 ended = self.blobs.next() => self.transferred(ended),
                 _ = renewals.tick() => self.renew(),
                 // The sender lives as long as the meter, which outlives this task.
                 Ok(()) = settlements.changed() => self.settle(),
             }
             self.start_next().await;
+            if !self.desk.is_empty() {
+                self.peak.busy();
+            }
         }
         self.hand_back().await;
     }
@@ -211,7 +224,7 @@ impl Leases {
 
     async fn start_next(&mut self) {
         self.traces.fetched(self.desk.ready_to_start());
-        let Some(worker) = &mut self.worker else { return };
+        let Some(worker) = self.worker.as_mut().filter(|_| self.probing.is_none()) else { return };
         let Some(Start { token, job, run }) = self.desk.start() else { return };
         self.traces.train(token);
         self.services.meter.begin(token, job, worker.pid());
@@ -222,6 +235,26 @@ impl Leases {
         }
     }
 
+    /// When the peak is to be measured again: while there is nothing else to do.
+    fn next_burst(&self) -> Option<Instant> {
+        let idle = self.worker.is_some() && self.probing.is_none() && self.desk.is_empty();
+        self.peak.next_burst().filter(|_| idle)
+    }
+
+    async fn probe(&mut self) {
+        let Some(worker) = &mut self.worker else { return };
+        let Some(turn) = self.peak.begin_burst() else { return };
+        self.probing = Some(turn);
+        if let Err(error) = worker.send(peak::request(self.services.config.cpus.len())).await {
+            self.worker_died(&error);
+        }
+    }
+
+    fn show_peak(&self) {
+        let (flops_per_second, precision) = self.peak.figure();
+        self.services.meter.set_peak_flops(peak::DEVICE, precision, flops_per_second);
+    }
+
     async fn worker_said(&mut self, message: Result<v1::from_worker::Kind, WorkerError>) {
         use v1::from_worker::Kind;
         match message {
@@ -230,10 +263,20 @@ impl Leases {
                 let token = Token(done.token);
                 if self.desk.running() == Some(token) {
                     self.services.meter.end(token);
-                    self.finish(token, done.result.unwrap_or_default(), done.blob);
+                    let result = done.result.unwrap_or_default();
+                    let time = Duration::from_nanos(result.compute_nanoseconds);
+                    if self.peak.worked(result.useful_flops, time) {
+                        self.show_peak();
+                    }
+                    self.finish(token, result, done.blob);
                 }
             }
-            Ok(Kind::Hello(_) | Kind::Probe(_)) => {}
+            Ok(Kind::Probe(reply)) => {
+                if self.probing.take().is_some() && self.peak.end_burst(reply.flops_per_second) {
+                    self.show_peak();
+                }
+            }
+            Ok(Kind::Hello(_)) => {}
             Err(error) => self.worker_died(&error),
         }
     }
@@ -241,7 +284,7 @@ impl Leases {
     fn worker_died(&mut self, error: &WorkerError) {
         let reason = exit::describe(error);
         tracing::error!(error = reason, "the worker died: its attempt failed, another worker is started");
-        self.worker = None;
+        (self.worker, self.probing) = (None, None);
         self.worker_retry = Instant::now();
         if let Some(token) = self.desk.running() {
             self.services.meter.end(token);
@@ -379,5 +422,13 @@ impl Leases {
                 self.hear(kind);
             }
         }
+    }
+}
+
+/// Waits for a time; for ever, where there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tonic::codegen::http::Uri;
 use wattmill_protocol::config_file::ConfigError;
 
-use super::{Config, EstimateWatts, Gpus, LogFormat, Metering};
+use super::{Config, EstimateWatts, Gpus, LogFormat, MAX_INTERVAL_MS, Metering};
 use crate::attribution::WHOLE_HOST_PPM;
 use crate::cpus::CpuSet;
 
@@ -139,7 +139,7 @@ impl File {
 
 impl MeteringKeys {
     fn checked(self, path: &Path) -> Result<Metering, ConfigError> {
-        let interval = within(self.interval_ms, 1_000, 100, 60_000)
+        let interval = within(self.interval_ms, 1_000, 100, MAX_INTERVAL_MS)
             .map_err(|message| ConfigError::value(path, "metering.interval_ms", message))?;
         let gpu = within(self.gpu_interval_ms, 100.min(interval), 10, interval)
             .map_err(|message| ConfigError::value(path, "metering.gpu_interval_ms", message))?;

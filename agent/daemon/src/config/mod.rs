@@ -19,6 +19,9 @@ use file::File;
 /// Where the configuration stands unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/wattmill/agent.toml";
 
+/// Longest metering window that can be configured.
+pub const MAX_INTERVAL_MS: u64 = 60_000;
+
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {

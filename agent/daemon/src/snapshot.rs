@@ -1,7 +1,8 @@
 //! What is known at the end of a window: immutable, the one thing that exporters read.
 //!
 //! Invariant: a snapshot is published only after its ledger was written, so that no exporter ever shows
-//! a sum that a restart would take back.
+//! a sum that a restart would take back; and after it was synced, while the disk keeps up and can be
+//! written, so that a power cut takes none back either.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -103,7 +104,7 @@ pub struct Snapshot {
     /// (Integrated - counter) / counter, by GPU.
     pub divergence: BTreeMap<String, f64>,
     /// The host's figures.
-    pub host: Option<HostReading>,
+    pub host: Option<Arc<HostReading>>,
     /// Share of the host's CPU time that was not idle, over the window.
     pub cpu_utilization: Option<f64>,
     /// What the node's results must agree in with others'; empty until a worker said so.
@@ -233,6 +234,9 @@ fn host(points: &mut Points, host: &HostReading) {
         points.add(&cat::HOST_NETWORK_RECEIVE, &[interface], *received as f64);
         points.add(&cat::HOST_NETWORK_TRANSMIT, &[interface], *sent as f64);
     }
+    points.add_some(&cat::HOST_STORAGE_BANDWIDTH, &["read"], host.bandwidth.storage_read);
+    points.add_some(&cat::HOST_STORAGE_BANDWIDTH, &["write"], host.bandwidth.storage_write);
+    points.add_some(&cat::HOST_NETWORK_BANDWIDTH, &[], host.bandwidth.network);
     for (mount, usage) in &host.filesystems {
         points.add(&cat::HOST_FILESYSTEM_USED, &[mount], usage.used_bytes as f64);
         points.add(&cat::HOST_FILESYSTEM_SIZE, &[mount], usage.size_bytes as f64);
@@ -307,11 +311,11 @@ pub(crate) mod tests {
             attributed: BTreeMap::from([(Consumer::Idle, Energy::of(Source::Counter, 17_250_000))]),
             gpus: vec![gpu, lost],
             divergence: BTreeMap::from([("GPU-1".to_owned(), 0.01)]),
-            host: Some(HostReading {
+            host: Some(Arc::new(HostReading {
                 boot_unix_seconds: 1,
                 disks: BTreeMap::from([("sda".to_owned(), (512, 1_024))]),
                 ..HostReading::default()
-            }),
+            })),
             cpu_utilization: Some(0.25),
             numerics: String::new(),
             useful_flops: 12,

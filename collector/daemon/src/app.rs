@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::core::{Command, Core, Handle, Traces};
 use crate::ingest::{Ingest, MetricsService};
 use crate::state::{PersistError, Rollup, Telemetry};
-use crate::store::{Sqlite, StoreError};
+use crate::store::{Sqlite, StoreError, TelemetryStore};
 
 /// How often telemetry is made durable.
 const CHECKPOINT: Duration = Duration::from_secs(10);
@@ -77,11 +77,12 @@ pub(crate) enum AppError {
 }
 
 /// Opens the store and the blobs of a state folder, making them where they are absent.
-pub(crate) async fn open(config: &Config) -> Result<(Sqlite, Blobs), AppError> {
+pub(crate) async fn open(config: &Config) -> Result<(Sqlite, TelemetryStore, Blobs), AppError> {
     let path = &config.state_dir;
     std::fs::create_dir_all(path).map_err(|source| AppError::StateDir { path: path.clone(), source })?;
     let blobs = Blobs::open(&path.join("blobs"), config.limits.staged_bytes)?;
-    Ok((Sqlite::open(&path.join("collector.db")).await?, blobs))
+    let telemetry = TelemetryStore::open(&path.join("telemetry.db")).await?;
+    Ok((Sqlite::open(&path.join("collector.db")).await?, telemetry, blobs))
 }
 
 /// Runs until a signal or a failure.
@@ -92,8 +93,8 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     if config.insecure {
         tracing::warn!("insecure = true: everything is served in clear text");
     }
-    let (store, blobs) = open(&config).await?;
-    let telemetry = Arc::new(Telemetry::restore(store.telemetry().await?)?);
+    let (store, telemetry_store, blobs) = open(&config).await?;
+    let telemetry = Arc::new(restore(&telemetry_store).await?);
     let durable = telemetry.checkpoint(None);
     let (rollup, rollups) = watch::channel(Arc::new(telemetry.rollup(unix_nanos())));
     let blobs = Arc::new(blobs);
@@ -122,7 +123,7 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     tasks.spawn(named("roll-up", roll_up(Arc::clone(&telemetry), rollup, stop.clone())));
     tasks.spawn(named(
         "checkpoint",
-        checkpoint(Arc::clone(&telemetry), store.share(), durable.sequence, handle.clone(), stop.clone()),
+        checkpoint(Arc::clone(&telemetry), telemetry_store, durable.sequence, handle.clone(), stop.clone()),
     ));
     tasks.spawn(named("http", {
         let (router, stop) = (http::router(pages, Arc::clone(&ingest)), stop.clone());
@@ -144,6 +145,18 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     store.close().await;
     tracing::info!("collector stopped");
     outcome
+}
+
+/// The telemetry of the store; records that cannot be read are set aside and said.
+async fn restore(store: &TelemetryStore) -> Result<Telemetry, AppError> {
+    let (telemetry, damaged) = Telemetry::restore(store.load().await?)?;
+    for damaged in &damaged {
+        tracing::error!(error = %damaged.error, "set aside in the table set_aside of telemetry.db");
+    }
+    if !damaged.is_empty() {
+        store.set_aside(&damaged, i64::try_from(unix_nanos() / 1_000_000).unwrap_or(i64::MAX)).await?;
+    }
+    Ok(telemetry)
 }
 
 async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, AppError> {
@@ -218,7 +231,7 @@ async fn roll_up(
 /// Makes telemetry durable, tells nodes how far, and does it once more at the end.
 async fn checkpoint(
     telemetry: Arc<Telemetry>,
-    store: Sqlite,
+    store: TelemetryStore,
     mut sequence: u64,
     core: Handle,
     stop: CancellationToken,
@@ -228,7 +241,7 @@ async fn checkpoint(
     loop {
         let going_on = stop.run_until_cancelled(ticks.tick()).await.is_some();
         let checkpoint = telemetry.checkpoint(Some(sequence));
-        match store.put_telemetry(&checkpoint.records).await {
+        match store.put(&checkpoint.records).await {
             Ok(()) => {
                 sequence = checkpoint.sequence;
                 // The core is gone only when the program ends.
@@ -242,6 +255,7 @@ async fn checkpoint(
             }
         }
         if !going_on {
+            store.close().await;
             return Ok(());
         }
     }

@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 }
 
 async fn check(config: &Config) -> Result<(), app::AppError> {
-    let (store, _) = app::open(config).await?;
+    let (store, ..) = app::open(config).await?;
     println!("configuration  ok");
     println!("state          {} (cluster {})", config.state_dir.display(), store.cluster().await?);
     println!("gRPC           {}", config.listen_grpc);

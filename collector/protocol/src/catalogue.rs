@@ -409,6 +409,33 @@ pub static HOST_NETWORK_TRANSMIT: Metric = Metric {
     }),
 };
 
+/// Bytes/s that the host's storage can move, as configured. A host that declares it is a storage node.
+pub static HOST_STORAGE_BANDWIDTH: Metric = Metric {
+    name: "wattmill_host_storage_bandwidth_bytes_per_second",
+    kind: Kind::Gauge,
+    unit: "By/s",
+    labels: &["op"],
+    help: "Bytes/s that the host's storage can move, as configured. A host that declares it is a storage node.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.host.storage.bandwidth",
+        unit: "By/s",
+        fixed: &[],
+        attributes: &["disk.io.direction"],
+    }),
+};
+
+/// Bytes/s that the host's network can move one way, as configured, or the sum of its links' speeds.
+pub static HOST_NETWORK_BANDWIDTH: Metric = Metric {
+    name: "wattmill_host_network_bandwidth_bytes_per_second",
+    kind: Kind::Gauge,
+    unit: "By/s",
+    labels: &[],
+    help: "Bytes/s that the host's network can move one way, as configured, or the sum of its links' speeds.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp { name: "hw.network.bandwidth.limit", unit: "By/s", fixed: &[], attributes: &[] }),
+};
+
 /// Bytes used on a filesystem of the host.
 pub static HOST_FILESYSTEM_USED: Metric = Metric {
     name: "wattmill_host_filesystem_used_bytes",
@@ -619,13 +646,13 @@ pub static CLUSTER_STORAGE_CAPACITY: Metric = Metric {
     otlp: None,
 };
 
-/// Bytes moved / (configured storage bandwidth x time), over the last minute. Absent without a configured bandwidth.
+/// Bytes moved by the disks of storage nodes / (their configured bandwidth x time), over the last minute.
 pub static CLUSTER_STORAGE_BANDWIDTH: Metric = Metric {
     name: "wattmill_cluster_storage_bandwidth_ratio",
     kind: Kind::Gauge,
     unit: "1",
     labels: &["op"],
-    help: "Bytes moved / (configured storage bandwidth x time), over the last minute. Absent without a configured bandwidth.",
+    help: "Bytes moved by the disks of storage nodes / (their configured bandwidth x time), over the last minute.",
     exporter: Exporter::Collector,
     otlp: None,
 };
@@ -707,13 +734,13 @@ pub static CLUSTER_COMPUTE_BOUND: Metric = Metric {
     otlp: None,
 };
 
-/// Bytes left to move / min(storage bandwidth, node bandwidth). Absent without configured bandwidths.
+/// Bytes of the jobs' data that no node has read yet / min(storage bandwidth, node bandwidth). Absent where one is unknown.
 pub static CLUSTER_TRANSFER_BOUND: Metric = Metric {
     name: "wattmill_cluster_transfer_lower_bound_seconds",
     kind: Kind::Gauge,
     unit: "s",
     labels: &[],
-    help: "Bytes left to move / min(storage bandwidth, node bandwidth). Absent without configured bandwidths.",
+    help: "Bytes of the jobs' data that no node has read yet / min(storage bandwidth, node bandwidth). Absent where one is unknown.",
     exporter: Exporter::Collector,
     otlp: None,
 };
@@ -953,6 +980,8 @@ pub static ALL: &[&Metric] = &[
     &HOST_DISK_WRITTEN,
     &HOST_NETWORK_RECEIVE,
     &HOST_NETWORK_TRANSMIT,
+    &HOST_STORAGE_BANDWIDTH,
+    &HOST_NETWORK_BANDWIDTH,
     &HOST_FILESYSTEM_USED,
     &HOST_FILESYSTEM_SIZE,
     &USEFUL_FLOPS,

@@ -42,14 +42,10 @@ pub fn storage_capacity_ratio(used_bytes: f64, size_bytes: f64) -> Option<f64> {
 
 /// Storage bandwidth utilisation (ratio): bytes moved ÷ (bandwidth × time).
 ///
-/// `bandwidth_bytes_per_second` is configured; without it the figure is absent. Source: design, "η, σ
-/// and the objective".
-pub fn storage_bandwidth_ratio(
-    moved_bytes: f64,
-    bandwidth_bytes_per_second: Option<f64>,
-    seconds: f64,
-) -> Option<f64> {
-    ratio(moved_bytes, bandwidth_bytes_per_second? * seconds)
+/// `able_bytes` is the sum over storage nodes of that product: what each could have moved while it was
+/// watched, `None` where no bandwidth is configured. Source: design, "η, σ and the objective".
+pub fn storage_bandwidth_ratio(moved_bytes: f64, able_bytes: Option<f64>) -> Option<f64> {
+    ratio(moved_bytes, able_bytes?)
 }
 
 /// The objective that is reported (ratio): η·σ. Source: design, "η, σ and the objective".
@@ -80,17 +76,17 @@ pub fn compute_lower_bound_seconds(work_flops: f64, peaks_flops: Option<f64>) ->
 }
 
 /// No schedule moves the data faster than this (seconds): D·b ÷ min(Σ storage bandwidth, Σ node
-/// bandwidth), D shards of b bytes, bandwidths in bytes per second.
+/// bandwidth), bandwidths in bytes per second. `bytes` is D·b: what all shards that are still to be read
+/// have.
 ///
 /// Both bandwidths must be known: the missing one could be the narrow one. Source: design, "η, σ and the
 /// objective".
 pub fn transfer_lower_bound_seconds(
-    shards: u64,
-    bytes_per_shard: f64,
+    bytes: f64,
     storage_bytes_per_second: Option<f64>,
     nodes_bytes_per_second: Option<f64>,
 ) -> Option<f64> {
-    ratio(shards as f64 * bytes_per_shard, storage_bytes_per_second?.min(nodes_bytes_per_second?))
+    ratio(bytes, storage_bytes_per_second?.min(nodes_bytes_per_second?))
 }
 
 /// The founding document's η as written: P·T/(v·N).
@@ -202,11 +198,11 @@ mod tests {
         assert_eq!(mfu_ratio(0.0, Some(1e12)), Some(0.0), "idle is a figure");
         assert_eq!(mfu_ratio(1.5e12, Some(1e12)), None, "no device does more than its peak");
         assert_eq!(mfu_ratio(1e12 + 1.0, Some(1e12)), Some(1.0), "rounding");
-        assert_eq!(storage_bandwidth_ratio(1.0, None, 60.0), None);
+        assert_eq!(storage_bandwidth_ratio(1.0, None), None);
         assert_eq!(objective_ratio(Some(0.5), None), None);
         assert_eq!(flops_per_joule(1.0, 0.0), None);
         assert_eq!(compute_lower_bound_seconds(1.0, None), None);
-        assert_eq!(transfer_lower_bound_seconds(1, 1.0, Some(1.0), None), None);
+        assert_eq!(transfer_lower_bound_seconds(1.0, Some(1.0), None), None);
         assert_eq!(LiteralInputs { seconds_per_shard: None, ..EXAMPLE }.seed_eta_literal(), None);
         assert_eq!(LiteralInputs { nodes: 0, ..EXAMPLE }.seed_eta_literal(), None);
         assert_eq!(LiteralInputs { storage_nodes: 0, ..EXAMPLE }.seed_sigma_literal(), None);
@@ -216,12 +212,16 @@ mod tests {
     fn figures_follow_their_formulas() {
         assert_eq!(mfu_ratio(30e12, Some(2.0 * 1e12 * 60.0)), Some(0.25));
         assert_eq!(storage_capacity_ratio(30.0, 120.0), Some(0.25));
-        assert_eq!(storage_bandwidth_ratio(600.0, Some(100.0), 60.0), Some(0.1));
+        assert_eq!(storage_bandwidth_ratio(600.0, Some(100.0 * 60.0)), Some(0.1));
         assert_eq!(objective_ratio(Some(0.5), Some(0.25)), Some(0.125));
         assert_eq!(flops_per_joule(1e12, 100.0), Some(1e10));
         assert_eq!(samples_per_joule(100.0, 50.0), Some(2.0));
         assert_eq!(compute_lower_bound_seconds(4e12, Some(2e12)), Some(2.0));
-        assert_eq!(transfer_lower_bound_seconds(10, 8.0, Some(4.0), Some(2.0)), Some(40.0), "narrower side");
+        assert_eq!(
+            transfer_lower_bound_seconds(10.0 * 8.0, Some(4.0), Some(2.0)),
+            Some(40.0),
+            "narrower side"
+        );
     }
 
     proptest! {
@@ -229,9 +229,9 @@ mod tests {
         fn no_figure_is_infinite_or_negative(a: f64, b: f64, c: f64, d: f64) {
             for figure in [
                 mfu_ratio(a, Some(b)),
-                storage_bandwidth_ratio(a, Some(b), c),
+                storage_bandwidth_ratio(a, Some(b)),
                 objective_ratio(Some(a), Some(b)),
-                transfer_lower_bound_seconds(7, a, Some(b), Some(c)),
+                transfer_lower_bound_seconds(a, Some(b), Some(c)),
                 seed_eta_literal(a, b, c, d),
                 seed_sigma_literal(a, b, c, d),
             ].into_iter().flatten() {

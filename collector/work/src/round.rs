@@ -3,7 +3,7 @@
 use wattmill_protocol::job::Job;
 use wattmill_protocol::{Hash, NodeId, Token};
 
-use crate::event::ShardResult;
+use crate::event::{Reduction, ShardResult};
 use crate::record::JobRecord;
 
 /// Held-out rows of one evaluation shard: enough that its fixed cost vanishes, few enough to spread.
@@ -123,6 +123,8 @@ pub struct Round {
     pub shards: Vec<Shard>,
     /// Whether its blobs are being reduced.
     pub reducing: bool,
+    /// What the reduction came to, once that is known: named before it is written.
+    pub outcome: Option<Reduction>,
 }
 
 /// Optimizer steps of one epoch.
@@ -170,6 +172,7 @@ impl Round {
             kind,
             shards: tasks.into_iter().map(shard).collect(),
             reducing: false,
+            outcome: None,
         })
     }
 

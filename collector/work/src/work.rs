@@ -133,6 +133,7 @@ impl Work {
             Event::Granted { job, shard, node, power_watts } => {
                 self.granted(&job, shard, &node, power_watts, now, &mut out);
             }
+            Event::Computed { job, round, reduction } => self.computed(&job, round, reduction),
             Event::Reduced { job, round, reduction } => self.reduced(&job, round, reduction, now, &mut out),
             Event::Tick { peak_flops } => self.tick(peak_flops, now, &mut out),
         }
@@ -222,7 +223,7 @@ impl Work {
     /// Every blob that a job still needs.
     pub fn blobs_in_use(&self) -> BTreeSet<Hash> {
         let of_jobs = self.jobs.values().flat_map(|j| [j.parameters, j.optimizer]).flatten();
-        let of_rounds = self.running.values().filter_map(|r| r.round.as_ref()).flat_map(received_blobs);
+        let of_rounds = self.running.values().filter_map(|r| r.round.as_ref()).flat_map(blobs_of);
         of_jobs.chain(of_rounds).collect()
     }
 
@@ -531,6 +532,13 @@ impl Work {
         });
     }
 
+    fn computed(&mut self, job: &JobId, number: u32, reduction: Reduction) {
+        let round = self.running.get_mut(job).and_then(|r| r.round.as_mut());
+        if let Some(round) = round.filter(|r| r.number == number && r.reducing) {
+            round.outcome = Some(reduction);
+        }
+    }
+
     fn reduced(
         &mut self,
         job: &JobId,
@@ -540,7 +548,11 @@ impl Work {
         out: &mut Step,
     ) {
         let round = self.running.get_mut(job).and_then(|r| r.round.take_if(|r| r.number == number));
-        let (Some(round), Some(record)) = (round, self.jobs.get_mut(job)) else { return };
+        let (Some(round), Some(record)) = (round, self.jobs.get_mut(job)) else {
+            // The job ended meanwhile, or this is said twice.
+            let blobs = reduction.into_iter().flat_map(Reduction::blobs).collect();
+            return out.effects.push(Effect::Retire { blobs });
+        };
         let reduction = match reduction {
             Ok(reduction) => reduction,
             Err(reason) => {
@@ -551,9 +563,9 @@ impl Work {
                 return self.end_job(job, Phase::Failed, Some(reason), now, out);
             }
         };
-        let retired: Vec<Hash> = received_blobs(&round)
+        let retired: Vec<Hash> = blobs_of(&round)
             .chain([record.parameters, record.optimizer].into_iter().flatten())
-            .filter(|blob| *blob != reduction.parameters && Some(*blob) != reduction.optimizer)
+            .filter(|blob| !reduction.blobs().any(|kept| kept == *blob))
             .collect();
         let manifest = commit_round(record, &round, reduction, now);
         record.generation = self.generation;
@@ -659,7 +671,7 @@ impl Work {
                 out.send(node, Message::Revoke { token: *token, reason });
             }
         }
-        let blobs = round.iter().flat_map(received_blobs).collect();
+        let blobs = round.iter().flat_map(blobs_of).collect();
         out.effects.push(Effect::Retire { blobs });
         self.close(job, phase, reason, now, out);
     }
@@ -713,6 +725,11 @@ fn received_blobs(round: &Round) -> impl Iterator<Item = Hash> + '_ {
         ShardState::Received { result: ShardResult::Prepared { parameters, .. }, .. } => Some(*parameters),
         _ => None,
     })
+}
+
+/// Blobs that a round which is not committed needs.
+fn blobs_of(round: &Round) -> impl Iterator<Item = Hash> + '_ {
+    received_blobs(round).chain(round.outcome.into_iter().flat_map(Reduction::blobs))
 }
 
 fn gradient_samples(round: &Round) -> u64 {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tonic::codegen::http::Uri;
 use wattmill_protocol::config_file::ConfigError;
 
-use super::{Config, EstimateWatts, Gpus, LogFormat, MAX_INTERVAL_MS, Metering};
+use super::{Bandwidth, Config, EstimateWatts, Gpus, LogFormat, MAX_INTERVAL, Metering};
 use crate::attribution::WHOLE_HOST_PPM;
 use crate::cpus::CpuSet;
 
@@ -38,6 +38,7 @@ pub(super) struct File {
     estimate: EstimateKeys,
     spool: SpoolKeys,
     peak: PeakKeys,
+    bandwidth: BandwidthKeys,
     worker: WorkerKeys,
     log: LogKeys,
     traces: TracesKeys,
@@ -74,6 +75,14 @@ struct SpoolKeys {
 #[serde(deny_unknown_fields, default)]
 struct PeakKeys {
     flops: BTreeMap<String, f64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct BandwidthKeys {
+    storage_read: Option<f64>,
+    storage_write: Option<f64>,
+    network: Option<f64>,
 }
 
 #[derive(Deserialize, Default)]
@@ -130,6 +139,7 @@ impl File {
             spool_max_bytes: within(self.spool.max_bytes, 64 << 20, MIN_SPOOL_BYTES, 1 << 40)
                 .map_err(|message| wrong("spool.max_bytes", message))?,
             peak_flops: peak_flops(self.peak.flops).map_err(|message| wrong("peak.flops", message))?,
+            bandwidth: self.bandwidth.checked(path)?,
             worker_path: self.worker.path.unwrap_or_else(default_worker),
             log_format: self.log.format,
             traces_endpoint: traces.map_err(|message| wrong("traces.endpoint", message))?,
@@ -139,7 +149,7 @@ impl File {
 
 impl MeteringKeys {
     fn checked(self, path: &Path) -> Result<Metering, ConfigError> {
-        let interval = within(self.interval_ms, 1_000, 100, MAX_INTERVAL_MS)
+        let interval = within(self.interval_ms, 1_000, 100, MAX_INTERVAL.as_millis() as u64)
             .map_err(|message| ConfigError::value(path, "metering.interval_ms", message))?;
         let gpu = within(self.gpu_interval_ms, 100.min(interval), 10, interval)
             .map_err(|message| ConfigError::value(path, "metering.gpu_interval_ms", message))?;
@@ -166,6 +176,23 @@ impl EstimateKeys {
             return Err(ConfigError::value(path, "estimate.full_watts", message));
         }
         Ok(Some(EstimateWatts { idle_watts, full_watts }))
+    }
+}
+
+impl BandwidthKeys {
+    fn checked(self, path: &Path) -> Result<Bandwidth, ConfigError> {
+        let positive = |key: &'static str, value: Option<f64>| match value {
+            Some(value) if !(value.is_finite() && value > 0.0) => {
+                let message = format!("{value} is not a positive number of bytes per second");
+                Err(ConfigError::value(path, key, message))
+            }
+            value => Ok(value),
+        };
+        Ok(Bandwidth {
+            storage_read: positive("bandwidth.storage_read", self.storage_read)?,
+            storage_write: positive("bandwidth.storage_write", self.storage_write)?,
+            network: positive("bandwidth.network", self.network)?,
+        })
     }
 }
 

@@ -19,9 +19,6 @@ use file::File;
 /// Where the configuration stands unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/wattmill/agent.toml";
 
-/// Longest metering window that can be configured.
-pub const MAX_INTERVAL_MS: u64 = 60_000;
-
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -59,6 +56,8 @@ pub struct Config {
     pub spool_max_bytes: u64,
     /// Peak FLOP/s by device, over what a probe finds.
     pub peak_flops: BTreeMap<String, f64>,
+    /// What the host's storage and network can move.
+    pub bandwidth: Bandwidth,
     /// The program that trains.
     pub worker_path: PathBuf,
     /// How to log.
@@ -86,6 +85,11 @@ impl Gpus {
     }
 }
 
+/// Longest metering window. Energy counters are read once a window and must not go round unseen: the
+/// smallest range sold is 65.5 kJ (AMD), which 2 kW, the most that is believed of a zone, fill in 33 s; so one
+/// reading may fail and its window end late. It also lets a watchdog of 30 s see three windows.
+pub const MAX_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How often things are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metering {
@@ -102,6 +106,17 @@ pub struct EstimateWatts {
     pub idle_watts: f64,
     /// With every CPU busy.
     pub full_watts: f64,
+}
+
+/// What a host can move, in bytes per second; `None` where nobody said.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Bandwidth {
+    /// Read from its storage.
+    pub storage_read: Option<f64>,
+    /// Written to its storage.
+    pub storage_write: Option<f64>,
+    /// Over its network, one way.
+    pub network: Option<f64>,
 }
 
 /// How to log.
@@ -184,7 +199,8 @@ mod tests {
             ("cpus = \"0-9\"", "cpus: CPU 8-9 is not online (0-7 are)"),
             ("cpus = \"x\"", "cpus: \"x\" is not a list of CPUs"),
             ("host_fraction = 1.5", "host_fraction: 1.5 is not between 0 and 1"),
-            ("[metering]\ninterval_ms = 50", "metering.interval_ms: 50 is not between 100 and"),
+            ("[metering]\ninterval_ms = 50", "metering.interval_ms: 50 is not between 100 and 10000"),
+            ("[metering]\ninterval_ms = 60000", "metering.interval_ms: 60000 is not between 100 and 10000"),
             ("[estimate]\nidle_watts = 5.0", "estimate: idle_watts and full_watts"),
             ("[estimate]\nidle_watts = 50.0\nfull_watts = 5.0", "estimate.full_watts: 5 is less than"),
             ("collector = \"10.0.0.1:4317\"", "collector: \"10.0.0.1:4317\" is not a URL like"),

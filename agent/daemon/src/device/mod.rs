@@ -10,6 +10,7 @@ pub mod nvml;
 pub mod rapl;
 pub mod thread;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use wattmill_protocol::Source;
@@ -130,7 +131,7 @@ pub struct Reading {
     /// GPUs, lost ones included.
     pub gpus: Vec<GpuReading>,
     /// The host's figures.
-    pub host: Option<HostReading>,
+    pub host: Option<Arc<HostReading>>,
     /// Single readings that failed, by reason; the backend as a whole answers.
     pub failures: Vec<&'static str>,
 }

@@ -21,10 +21,12 @@ use tokio_util::sync::CancellationToken;
 use wattmill_protocol::{Energy, JobId, NodeId, Token, exit, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
-use wattmill_work::{Effect, Event, Message, Now, Report, ReportOutcome, WasteReason, Work, Write};
+use wattmill_work::{
+    Effect, Event, Message, Now, Reduction, Report, ReportOutcome, WasteReason, Work, Write,
+};
 
 use crate::blobs::Blobs;
-use crate::reduce;
+use crate::reduce::{self, ReduceError};
 use crate::state::{Rollup, Telemetry};
 use crate::store::{Sqlite, StoreError};
 
@@ -204,6 +206,7 @@ impl Core {
                 self.apply(Event::Closed { node, session });
             }
             Command::Open { hello, sender, reply } => self.open(*hello, sender, reply),
+            Command::Computed { job, round, outcome } => self.computed(job, round, outcome),
             Command::Report { node, report, shard } => self.report(node, *report, &shard),
             Command::Submit { spec, key, reply } => {
                 let id = match self.work.job_of_key(&key) {
@@ -343,15 +346,30 @@ impl Core {
     }
 
     fn reduce(&self, job: JobId, round: u32, input: reduce::Round) {
+        self.work_aside(move |blobs| match reduce::reduce(blobs, &input) {
+            Ok(outcome) => Command::Computed { job, round, outcome },
+            Err(error) => reduced(job, round, Err(error)),
+        });
+    }
+
+    /// A round is reduced: its outcome is named, then written.
+    fn computed(&mut self, job: JobId, round: u32, outcome: reduce::Outcome) {
+        let reduction = outcome.reduction;
+        self.apply(Event::Computed { job: job.clone(), round, reduction });
+        let named = self.work.round(&job).filter(|r| r.number == round).and_then(|r| r.outcome);
+        if named == Some(reduction) {
+            self.work_aside(move |blobs| reduced(job, round, outcome.persist(blobs)));
+        }
+    }
+
+    /// Has `work` done beside the core, and takes what it comes to.
+    fn work_aside(&self, work: impl FnOnce(&Blobs) -> Command + Send + 'static) {
         let (blobs, to_self) = (Arc::clone(&self.blobs), self.to_self.clone());
         tokio::task::spawn_blocking(move || {
-            let reduction = reduce::reduce(&blobs, &input).map_err(|error| exit::describe(&error));
-            if let Err(reason) = &reduction {
-                tracing::error!(%job, round, reason, "a round cannot be reduced");
-            }
+            let command = work(&blobs);
             if let Some(core) = to_self.upgrade() {
                 // The core is gone only when the program ends; the round is then reduced anew.
-                drop(core.blocking_send(Command::Event(Event::Reduced { job, round, reduction })));
+                drop(core.blocking_send(command));
             }
         });
     }
@@ -384,6 +402,15 @@ impl Core {
         }
         self.views.send_replace(Arc::new(view::build(self)));
     }
+}
+
+/// A round's reduction is durable, or cannot be.
+fn reduced(job: JobId, round: u32, reduction: Result<Reduction, ReduceError>) -> Command {
+    let reduction = reduction.map_err(|error| exit::describe(&error));
+    if let Err(reason) = &reduction {
+        tracing::error!(%job, round, reason, "a round cannot be reduced");
+    }
+    Command::Event(Event::Reduced { job, round, reduction })
 }
 
 /// What a report came to, in the words of the wire.

@@ -274,6 +274,12 @@ fn bounds(core: &Core, points: &mut Vec<Point>) {
         .sum();
     let bound = efficiency::compute_lower_bound_seconds(left_flops, rollup.peak_flops);
     points.extend(bound.map(|s| Point::new(&metrics::CLUSTER_COMPUTE_BOUND, &[], s)));
+    let bound = efficiency::transfer_lower_bound_seconds(
+        running.iter().map(|job| unread_bytes(job)).sum(),
+        rollup.storage.read_bytes_per_second,
+        rollup.storage.network_bytes_per_second,
+    );
+    points.extend(bound.map(|s| Point::new(&metrics::CLUSTER_TRANSFER_BOUND, &[], s)));
     let shards = |job: &&JobRecord| core.work.round(&job.id).map_or(0, |r| r.shards.len());
     let open: usize = running.iter().map(shards).sum();
     let finished: u64 = core.work.jobs().flat_map(|j| j.nodes.values()).map(|n| n.shards).sum();
@@ -296,11 +302,21 @@ fn bounds(core: &Core, points: &mut Vec<Point>) {
     points.extend(literal.seed_sigma_literal().map(|v| Point::new(&metrics::CLUSTER_SEED_SIGMA, &[], v)));
 }
 
-/// Mean bytes of a running job's shard: f32 features and a label a row.
+/// Bytes of a row: f32 features and a label.
+fn row_bytes(job: &JobRecord) -> f64 {
+    (f64::from(job.spec.data.features) + 1.0) * 4.0
+}
+
+/// Bytes of a job's training data that nobody had to read yet. Later epochs may find theirs in a cache, so
+/// that only the first is bound to move it.
+fn unread_bytes(job: &JobRecord) -> f64 {
+    let rows = job.prepared.map_or(0, |p| p.training_rows).saturating_sub(job.samples);
+    rows as f64 * row_bytes(job)
+}
+
+/// Mean bytes of a running job's shard.
 fn mean_shard_bytes(jobs: &[&JobRecord]) -> Option<f64> {
-    let bytes = |job: &&JobRecord| {
-        f64::from(job.spec.training.shard_size) * (f64::from(job.spec.data.features) + 1.0) * 4.0
-    };
+    let bytes = |job: &&JobRecord| f64::from(job.spec.training.shard_size) * row_bytes(job);
     (!jobs.is_empty()).then(|| jobs.iter().map(bytes).sum::<f64>() / jobs.len() as f64)
 }
 

@@ -47,6 +47,10 @@ pub(crate) struct Latest {
     pub(crate) peak_flops: BTreeMap<(Box<str>, Box<str>), f64>,
     /// The host's filesystems by mount point.
     pub(crate) filesystems: BTreeMap<Box<str>, Filesystem>,
+    /// Bytes per second that the host's storage can move, by `op`.
+    pub(crate) storage_bandwidth: BTreeMap<Box<str>, f64>,
+    /// Bytes per second that the host's network can move.
+    pub(crate) network_bandwidth: Option<f64>,
     /// Share of the host's CPU time that was not idle.
     pub(crate) cpu_utilization_ratio: Option<f64>,
 }
@@ -56,7 +60,8 @@ impl Latest {
     /// there is no room for another series.
     pub(crate) fn take(&mut self, mut sample: Sample) -> bool {
         let of_gpu = sample.metric.labels.first() == Some(&"uuid");
-        let others = self.power_watts.len() + self.peak_flops.len() + self.filesystems.len();
+        let others = [self.power_watts.len(), self.peak_flops.len(), self.filesystems.len()];
+        let others = others.into_iter().sum::<usize>() + self.storage_bandwidth.len();
         let room = if of_gpu {
             self.gpus.len() < MAX_GPUS || self.gpus.contains_key(sample.label(0))
         } else {
@@ -82,6 +87,10 @@ impl Latest {
             self.filesystem(&mut sample).used_bytes = Some(value);
         } else if sample.is(&metrics::HOST_FILESYSTEM_SIZE) {
             self.filesystem(&mut sample).size_bytes = Some(value);
+        } else if sample.is(&metrics::HOST_STORAGE_BANDWIDTH) {
+            self.storage_bandwidth.insert(sample.take_label(0), value);
+        } else if sample.is(&metrics::HOST_NETWORK_BANDWIDTH) {
+            self.network_bandwidth = Some(value);
         } else if sample.is(&metrics::HOST_CPU_UTILIZATION) {
             self.cpu_utilization_ratio = Some(value);
         } else if sample.is(&metrics::GPU_ENERGY_JOULES) {

@@ -16,6 +16,7 @@ use super::counts::{Counts, Reason};
 use super::frame::NodeFrame;
 use super::latest::Latest;
 use super::metering::Reading;
+use super::moved::Moved;
 use super::ring::Ring;
 
 /// The scope of a node's GPUs. Every other scope (CPU, DRAM, a whole board) is the host's.
@@ -95,6 +96,8 @@ pub(crate) struct Node {
     pub(crate) precision: Option<Box<str>>,
     /// Its newest gauges.
     pub(crate) latest: Latest,
+    /// What its host's disks moved in the last minute.
+    pub(crate) moved: Moved,
     /// Its last 24 hours.
     pub(crate) ring: Ring,
     /// The state's sequence at which anything but the ring last changed.
@@ -120,6 +123,7 @@ impl Node {
             flops: BTreeMap::new(),
             precision: None,
             latest: Latest::default(),
+            moved: Moved::default(),
             ring: Ring::default(),
             changed: 0,
         }
@@ -201,6 +205,9 @@ impl Node {
             sequence,
         };
         self.meter(&reading, &frame.samples, counts);
+        if !self.moved.take(&frame.samples, before, frame.time_unix_nanos, reading.stepped_back) {
+            counts.reject(Reason::TooManySeries);
+        }
         for sample in frame.samples {
             if !self.latest.take(sample) {
                 counts.reject(Reason::TooManySeries);

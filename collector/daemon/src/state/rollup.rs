@@ -16,6 +16,7 @@ use wattmill_scheduler::efficiency;
 
 use super::State;
 use super::frame::NANOS_PER_SECOND;
+use super::moved::Op;
 use super::nodes::{GPU_SCOPE, Node};
 use super::ring::slot_of;
 
@@ -61,7 +62,7 @@ pub(crate) struct Rollup {
     pub(crate) nodes: Vec<NodeRollup>,
 }
 
-/// Filesystems of all hosts with fresh telemetry, each host's once.
+/// Storage of all hosts with fresh telemetry, each host's once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Storage {
     /// Hosts with a filesystem.
@@ -70,6 +71,12 @@ pub(crate) struct Storage {
     pub(crate) used_bytes: f64,
     /// Bytes there are.
     pub(crate) size_bytes: f64,
+    /// Bytes that storage nodes moved in the last minute ÷ what they could have, by [`Op`].
+    pub(crate) bandwidth_ratio: [Option<f64>; Op::ALL.len()],
+    /// Bytes per second that can be read from all storage nodes; absent where there is none.
+    pub(crate) read_bytes_per_second: Option<f64>,
+    /// Bytes per second that all hosts' networks can move; absent where one does not say.
+    pub(crate) network_bytes_per_second: Option<f64>,
 }
 
 /// A node's figures.
@@ -285,19 +292,40 @@ fn device_utilization(fresh: &[&Node]) -> Option<f64> {
     (devices > 0).then(|| sum / f64::from(devices))
 }
 
-/// The filesystems of each host, as its freshest node sees them.
+/// Filesystems, disks and networks of each host, as its freshest node sees them.
 fn storage(fresh: &[&Node]) -> Storage {
     let mut hosts: BTreeMap<&str, &Node> = BTreeMap::new();
-    for node in fresh.iter().filter(|node| !node.latest.filesystems.is_empty()) {
+    for node in fresh {
         freshest(&mut hosts, node);
     }
-    let mut storage = Storage { hosts: hosts.len() as u64, ..Storage::default() };
-    let filesystems = hosts.values().flat_map(|node| node.latest.filesystems.values());
-    for (used, size) in filesystems.filter_map(|f| f.used_bytes.zip(f.size_bytes)) {
-        storage.used_bytes += used;
-        storage.size_bytes += size;
+    let mut storage = Storage::default();
+    let latest = hosts.values().map(|node| &node.latest).filter(|latest| !latest.filesystems.is_empty());
+    for latest in latest {
+        storage.hosts += 1;
+        for (used, size) in latest.filesystems.values().filter_map(|f| f.used_bytes.zip(f.size_bytes)) {
+            storage.used_bytes += used;
+            storage.size_bytes += size;
+        }
     }
+    storage.bandwidth_ratio = Op::ALL.map(|op| bandwidth_ratio(&hosts, op));
+    let read = hosts.values().filter_map(|node| node.latest.storage_bandwidth.get(Op::Read.as_str()));
+    storage.read_bytes_per_second = read.copied().reduce(|sum, bandwidth| sum + bandwidth);
+    let networks = hosts.values().map(|node| node.latest.network_bandwidth);
+    storage.network_bytes_per_second = networks.reduce(|sum, bandwidth| Some(sum? + bandwidth?)).flatten();
     storage
+}
+
+/// Over the hosts that declare a bandwidth: they are the storage nodes.
+fn bandwidth_ratio(hosts: &BTreeMap<&str, &Node>, op: Op) -> Option<f64> {
+    let (mut moved_bytes, mut able_bytes) = (0.0, None);
+    for node in hosts.values() {
+        if let Some(bandwidth) = node.latest.storage_bandwidth.get(op.as_str()) {
+            let minute = node.moved.last_minute(node.newest_unix_nanos);
+            moved_bytes += minute.bytes[op as usize];
+            able_bytes = Some(able_bytes.unwrap_or(0.0) + bandwidth * minute.seconds);
+        }
+    }
+    efficiency::storage_bandwidth_ratio(moved_bytes, able_bytes)
 }
 
 /// Keeps the node with the newest sample of each host.
@@ -321,6 +349,9 @@ pub(crate) fn points(rollup: &Rollup) -> Vec<Point> {
     ];
     let mut points: Vec<Point> =
         figures.into_iter().filter_map(|(metric, value)| Some(Point::new(metric, &[], value?))).collect();
+    for (op, ratio) in Op::ALL.into_iter().zip(rollup.storage.bandwidth_ratio) {
+        points.extend(ratio.map(|r| Point::new(&metrics::CLUSTER_STORAGE_BANDWIDTH, &[op.as_str()], r)));
+    }
     for (scope, energy) in &rollup.energy {
         for source in Source::ALL {
             let joules = energy.get(source) as f64 / 1e6;

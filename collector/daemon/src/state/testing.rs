@@ -29,6 +29,11 @@ pub(crate) fn gauge(metric: &'static Metric, labels: &[&str], value: f64) -> Sam
     sample(metric, labels, Value::Number(value), 0)
 }
 
+/// A sample of a counter that began before the tests' time.
+pub(crate) fn counter(metric: &'static Metric, labels: &[&str], value: f64) -> Sample {
+    sample(metric, labels, Value::Number(value), at(-100.0))
+}
+
 /// A sample of an energy counter that counts since `start` seconds.
 pub(crate) fn energy(metric: &'static Metric, labels: &[&str], microjoules: u64, start: f64) -> Sample {
     sample(metric, labels, Value::Microjoules(microjoules), at(start))

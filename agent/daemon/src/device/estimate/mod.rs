@@ -15,16 +15,17 @@ use super::host::stat::{CpuTime, Stat};
 use super::rapl::Measured;
 use super::{Answer, Class, EnergyReading, Epoch, MeterId, ReadError, Reading, Scope};
 use crate::clock;
-use crate::config::{Config, EstimateWatts, MAX_INTERVAL_MS};
+use crate::config::{Config, EstimateWatts, MAX_INTERVAL};
 use crate::counter::Limits;
 use table::PowerModel;
 
 /// Name of the zone that the model stands for.
 pub const ZONE: &str = "host";
-/// Longest time between two readings that the model speaks for: one reading of the longest window may fail.
-/// The model is a line, so that a span's mean utilisation gives its joules exactly; what bounds it is that a
-/// host that was not read for longer was stopped or starved, and what it drew then is not known.
-const MAX_SPAN: Duration = Duration::from_millis(2 * MAX_INTERVAL_MS);
+/// Longest time between two readings that the model speaks for: several of the longest windows, so that some
+/// readings may fail. The model is a line, so that a span's mean utilisation gives its joules exactly; what bounds
+/// it is that a host that was not read for longer was stopped or starved, and what it drew then is not known.
+const MAX_SPAN: Duration = Duration::from_secs(60);
+const _: () = assert!(MAX_SPAN.as_secs() > 5 * MAX_INTERVAL.as_secs());
 
 /// Watts as a function of CPU utilisation.
 #[derive(Clone, PartialEq, Debug)]
@@ -129,7 +130,7 @@ impl Accumulated {
         let exact = model.watts(utilization) * elapsed.as_secs_f64() * 1e6 + self.fraction;
         let whole = exact.floor().max(0.0);
         self.fraction = exact - whole;
-        // 1 MW over two minutes is 1.2e14 µJ: it fits.
+        // 1 MW over a minute is 6e13 µJ: it fits.
         self.microjoules += whole as u64;
     }
 }
@@ -204,11 +205,11 @@ mod tests {
         sum.add(&model(), cpu(50, 150), seconds(8));
         assert_eq!(sum.microjoules, 40_000_000);
         // The longest window, and a bit, as windows come.
-        let longest = Duration::from_millis(MAX_INTERVAL_MS + 1);
+        let longest = MAX_INTERVAL + Duration::from_millis(1);
         sum.add(&model(), cpu(50, 250), seconds(8) + longest);
-        assert_eq!((sum.microjoules, sum.unread), (640_010_000, 0));
+        assert_eq!((sum.microjoules, sum.unread), (140_010_000, 0));
         sum.add(&model(), cpu(99, 299), seconds(500));
-        assert_eq!((sum.microjoules, sum.unread), (640_010_000, 1), "a long silence is a gap");
+        assert_eq!((sum.microjoules, sum.unread), (140_010_000, 1), "a long silence is a gap");
     }
 
     #[test]

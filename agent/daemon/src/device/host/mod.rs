@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use procfs::FromBufRead;
 use procfs::net::InterfaceDeviceStatus;
@@ -16,6 +17,7 @@ use procfs::process::MountInfos;
 use procfs::{DiskStats, Meminfo};
 
 use super::{Answer, ReadError, Reading};
+use crate::config::Bandwidth;
 use crate::cpus::CpuSet;
 use stat::{CpuTime, Stat};
 
@@ -41,6 +43,8 @@ pub struct HostReading {
     pub interfaces: BTreeMap<String, (u64, u64)>,
     /// Filesystems by mount point.
     pub filesystems: BTreeMap<String, Usage>,
+    /// What its storage and network can move: as configured, or by the links' speeds.
+    pub bandwidth: Bandwidth,
 }
 
 /// Bytes used of bytes there are.
@@ -57,6 +61,7 @@ pub struct Host {
     sysfs_root: PathBuf,
     procfs_root: PathBuf,
     cpus: CpuSet,
+    bandwidth: Bandwidth,
 }
 
 impl Host {
@@ -66,6 +71,7 @@ impl Host {
             sysfs_root: config.sysfs_root.clone(),
             procfs_root: config.procfs_root.clone(),
             cpus: config.cpus.clone(),
+            bandwidth: config.bandwidth,
         }
     }
 
@@ -76,16 +82,19 @@ impl Host {
             Err(error) => return Answer::Failed(error),
         };
         let mut failures = Vec::new();
+        let interfaces = kept(self.interfaces(), &mut failures).unwrap_or_default();
+        let network = self.bandwidth.network.or_else(|| self.link_bandwidth(interfaces.keys()));
         let host = HostReading {
             host_cpu: stat.host(),
             node_cpu: stat.of(&self.cpus),
             boot_unix_seconds: stat.boot_unix_seconds,
             memory: kept(self.memory(), &mut failures),
             disks: kept(self.disks(), &mut failures).unwrap_or_default(),
-            interfaces: kept(self.interfaces(), &mut failures).unwrap_or_default(),
+            interfaces,
             filesystems: kept(self.filesystems(), &mut failures).unwrap_or_default(),
+            bandwidth: Bandwidth { network, ..self.bandwidth },
         };
-        Answer::Reading(Reading { host: Some(host), failures, ..Reading::default() })
+        Answer::Reading(Reading { host: Some(Arc::new(host)), failures, ..Reading::default() })
     }
 
     fn memory(&self) -> Result<Usage, ReadError> {
@@ -121,6 +130,17 @@ impl Host {
             interfaces.pop_last();
         }
         Ok(interfaces)
+    }
+
+    /// Sum of the speeds of the links that are up, in bytes per second one way; `None` where no link says
+    /// (a virtual one has no speed, and one that is down says -1).
+    fn link_bandwidth<'a>(&self, interfaces: impl Iterator<Item = &'a String>) -> Option<f64> {
+        let megabits = interfaces.filter_map(|name| {
+            let speed = std::fs::read_to_string(self.sysfs_root.join("class/net").join(name).join("speed"));
+            speed.ok()?.trim().parse::<u32>().ok()
+        });
+        let sum: f64 = megabits.map(|speed| f64::from(speed) * 1e6 / 8.0).sum();
+        (sum > 0.0).then_some(sum)
     }
 
     fn filesystems(&self) -> Result<BTreeMap<String, Usage>, ReadError> {
@@ -200,10 +220,15 @@ mod tests {
         write(root, "proc/self/mountinfo", &mounts.concat());
         fs::create_dir_all(root.join("sys/block/sda/device")).unwrap();
         fs::create_dir_all(root.join("sys/block/dm-0")).unwrap();
-        Host { sysfs_root: root.join("sys"), procfs_root: root.join("proc"), cpus: "1".parse().unwrap() }
+        Host {
+            sysfs_root: root.join("sys"),
+            procfs_root: root.join("proc"),
+            cpus: "1".parse().unwrap(),
+            bandwidth: Bandwidth::default(),
+        }
     }
 
-    fn reading(host: &Host) -> (HostReading, Vec<&'static str>) {
+    fn reading(host: &Host) -> (Arc<HostReading>, Vec<&'static str>) {
         match host.read() {
             Answer::Reading(reading) => (reading.host.unwrap(), reading.failures),
             other => panic!("{other:?}"),
@@ -226,6 +251,18 @@ mod tests {
         assert_eq!(names, ["docker0", "eth0"], "none is physical: all but the loopback");
         fs::create_dir_all(root.path().join("sys/class/net/eth0/device")).unwrap();
         assert_eq!(reading(&host).0.interfaces, BTreeMap::from([("eth0".to_owned(), (700, 800))]));
+    }
+
+    #[test]
+    fn links_say_what_they_can_move_unless_told_otherwise() {
+        let root = tempfile::tempdir().unwrap();
+        let mut host = fixture(root.path());
+        assert_eq!(reading(&host).0.bandwidth, Bandwidth::default(), "no link says");
+        write(root.path(), "sys/class/net/eth0/speed", "10000\n");
+        write(root.path(), "sys/class/net/docker0/speed", "-1\n");
+        assert_eq!(reading(&host).0.bandwidth.network, Some(1.25e9));
+        host.bandwidth = Bandwidth { storage_read: Some(2e9), network: Some(5e8), ..Bandwidth::default() };
+        assert_eq!(reading(&host).0.bandwidth, host.bandwidth);
     }
 
     #[test]

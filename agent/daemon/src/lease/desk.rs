@@ -128,6 +128,11 @@ impl Desk {
         Some(Start { token, job, run })
     }
 
+    /// Whether no lease is in hand.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// Leases that wait for nothing but the worker.
     pub(super) fn ready_to_start(&self) -> impl Iterator<Item = Token> {
         self.queue.iter().copied().filter(|token| self.ready(*token).is_some())
@@ -362,7 +367,7 @@ mod tests {
         assert_eq!(desk.committed(Token(1)), Some(7));
         assert_eq!(desk.committed(Token(1)), None, "counted once");
         assert!(desk.remove(Token(2)), "it was computing");
-        assert!(desk.held().is_empty());
+        assert!(desk.is_empty());
     }
 
     fn progress(desk: &Desk) -> Vec<(u64, u64)> {

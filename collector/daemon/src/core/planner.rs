@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use wattmill_protocol::job::{Job, NumericsPolicy};
 use wattmill_protocol::NodeId;
+use wattmill_protocol::job::{Job, NumericsPolicy};
 use wattmill_scheduler::{
     Assignment, JobQueue, JobSnapshot, NodeLoad, NodeSnapshot, Pending, Policy, Snapshot, assign, plan,
 };

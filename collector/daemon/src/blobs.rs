@@ -10,9 +10,30 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use wattmill_protocol::Hash;
+use wattmill_protocol::{Hash, Token};
+
+/// Extension of a file that is being written.
+const PARTIAL: &str = "partial";
+
+/// Bytes and their name.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Blob {
+    name: Hash,
+    bytes: Bytes,
+}
+
+impl Blob {
+    pub(crate) fn new(bytes: Bytes) -> Self {
+        Self { name: Hash::of(&bytes), bytes }
+    }
+
+    pub(crate) fn name(&self) -> Hash {
+        self.name
+    }
+}
 
 /// A blob that cannot be kept or found.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +70,16 @@ pub(crate) enum BlobError {
     },
 }
 
+/// A shard's blob that waits for its round.
+struct Staged {
+    bytes: Bytes,
+    /// Leases under which it was stored: equal blobs have one name.
+    tokens: BTreeSet<Token>,
+}
+
 #[derive(Default)]
 struct Memory {
-    staged: HashMap<Hash, Bytes>,
+    staged: HashMap<Hash, Staged>,
     staged_bytes: u64,
     /// Durable blobs that jobs use now: every shard of a round fetches the same parameters.
     recent: HashMap<Hash, Bytes>,
@@ -62,13 +90,20 @@ pub(crate) struct Blobs {
     folder: PathBuf,
     staged_limit: u64,
     memory: Mutex<Memory>,
+    /// Numbers the files that are being written.
+    partials: AtomicU64,
 }
 
 impl Blobs {
     /// Opens the folder, making it where it is absent.
     pub(crate) fn open(folder: &Path, staged_limit: u64) -> Result<Self, BlobError> {
         fs::create_dir_all(folder).map_err(failed("making the folder", folder))?;
-        Ok(Self { folder: folder.to_owned(), staged_limit, memory: Mutex::default() })
+        Ok(Self {
+            folder: folder.to_owned(),
+            staged_limit,
+            memory: Mutex::default(),
+            partials: AtomicU64::default(),
+        })
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
@@ -76,14 +111,15 @@ impl Blobs {
         self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Keeps a shard's blob in memory until its round is committed.
-    pub(crate) fn stage(&self, named: Hash, bytes: Bytes) -> Result<(), BlobError> {
+    /// Keeps a shard's blob, which was stored under the lease `token`, in memory until its round is committed.
+    pub(crate) fn stage(&self, named: Hash, bytes: Bytes, token: Token) -> Result<(), BlobError> {
         let found = Hash::of(&bytes);
         if found != named {
             return Err(BlobError::Mismatch { named, found });
         }
         let mut memory = self.memory();
-        if memory.staged.contains_key(&named) {
+        if let Some(staged) = memory.staged.get_mut(&named) {
+            staged.tokens.insert(token);
             return Ok(());
         }
         let waiting = memory.staged_bytes;
@@ -91,8 +127,26 @@ impl Blobs {
             return Err(BlobError::Full { waiting, limit: self.staged_limit });
         }
         memory.staged_bytes += bytes.len() as u64;
-        memory.staged.insert(named, bytes);
+        memory.staged.insert(named, Staged { bytes, tokens: BTreeSet::from([token]) });
         Ok(())
+    }
+
+    /// Drops what was stored under other leases than these: no round awaits it any more.
+    pub(crate) fn keep_staged(&self, tokens: &BTreeSet<Token>) {
+        let mut memory = self.memory();
+        let Memory { staged, staged_bytes, .. } = &mut *memory;
+        staged.retain(|_, blob| {
+            let awaited = !blob.tokens.is_disjoint(tokens);
+            if !awaited {
+                *staged_bytes -= blob.bytes.len() as u64;
+            }
+            awaited
+        });
+    }
+
+    /// How many bytes of results may wait for their rounds.
+    pub(crate) fn staged_limit(&self) -> u64 {
+        self.staged_limit
     }
 
     /// Whether a blob is here, in memory or on disk.
@@ -101,29 +155,32 @@ impl Blobs {
         memory.staged.contains_key(&hash) || memory.recent.contains_key(&hash) || self.path(hash).exists()
     }
 
-    /// Makes a blob durable and returns its name.
-    pub(crate) fn persist(&self, bytes: Bytes) -> Result<Hash, BlobError> {
-        let hash = Hash::of(&bytes);
-        let path = self.path(hash);
+    /// Makes a blob durable.
+    pub(crate) fn persist(&self, blob: Blob) -> Result<(), BlobError> {
+        let path = self.path(blob.name);
         if !path.exists() {
-            let partial = path.with_extension("partial");
+            // Two reductions may write the same blob at once: each has a file of its own until it is whole.
+            let number = self.partials.fetch_add(1, Ordering::Relaxed);
+            let partial = path.with_extension(format!("{number}.{PARTIAL}"));
             let mut file = File::create(&partial).map_err(failed("creating", &partial))?;
-            file.write_all(&bytes).map_err(failed("writing", &partial))?;
+            file.write_all(&blob.bytes).map_err(failed("writing", &partial))?;
             file.sync_data().map_err(failed("syncing", &partial))?;
             fs::rename(&partial, &path).map_err(failed("renaming", &partial))?;
-            File::open(&self.folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(failed("syncing", &self.folder))?;
         }
-        self.memory().recent.insert(hash, bytes);
-        Ok(hash)
+        // Even where the file was there: whoever gave it its name may not have come this far.
+        File::open(&self.folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed("syncing", &self.folder))?;
+        self.memory().recent.insert(blob.name, blob.bytes);
+        Ok(())
     }
 
     /// A blob's bytes.
     pub(crate) fn read(&self, hash: Hash) -> Result<Bytes, BlobError> {
         {
             let memory = self.memory();
-            if let Some(bytes) = memory.staged.get(&hash).or_else(|| memory.recent.get(&hash)) {
+            let staged = memory.staged.get(&hash).map(|staged| &staged.bytes);
+            if let Some(bytes) = staged.or_else(|| memory.recent.get(&hash)) {
                 return Ok(bytes.clone());
             }
         }
@@ -149,8 +206,8 @@ impl Blobs {
         for &hash in hashes {
             {
                 let mut memory = self.memory();
-                if let Some(bytes) = memory.staged.remove(&hash) {
-                    memory.staged_bytes -= bytes.len() as u64;
+                if let Some(staged) = memory.staged.remove(&hash) {
+                    memory.staged_bytes -= staged.bytes.len() as u64;
                 }
                 memory.recent.remove(&hash);
             }
@@ -172,7 +229,7 @@ impl Blobs {
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             let orphan = match name.parse::<Hash>() {
                 Ok(hash) => !in_use.contains(&hash),
-                Err(_) => name.ends_with(".partial"),
+                Err(_) => path.extension().is_some_and(|extension| extension == PARTIAL),
             };
             if orphan {
                 fs::remove_file(&path).map_err(failed("removing", &path))?;
@@ -202,27 +259,59 @@ mod tests {
         let blobs = Blobs::open(folder.path(), 10).unwrap();
         let bytes = Bytes::from_static(b"12345678");
         let hash = Hash::of(&bytes);
-        assert!(matches!(blobs.stage(Hash::of(b"x"), bytes.clone()), Err(BlobError::Mismatch { .. })));
-        blobs.stage(hash, bytes.clone()).unwrap();
-        blobs.stage(hash, bytes.clone()).unwrap();
+        let [one, two, three] = [1, 2, 3].map(Token);
+        assert!(matches!(blobs.stage(Hash::of(b"x"), bytes.clone(), one), Err(BlobError::Mismatch { .. })));
+        blobs.stage(hash, bytes.clone(), one).unwrap();
+        blobs.stage(hash, bytes.clone(), one).unwrap();
         let other = Bytes::from_static(b"abc");
-        assert!(matches!(blobs.stage(Hash::of(&other), other.clone()), Err(BlobError::Full { .. })));
+        assert!(matches!(blobs.stage(Hash::of(&other), other.clone(), two), Err(BlobError::Full { .. })));
         blobs.retire(&[hash]);
-        blobs.stage(Hash::of(&other), other).unwrap();
+        blobs.stage(Hash::of(&other), other, two).unwrap();
         assert!(matches!(blobs.read(hash), Err(BlobError::Missing(_))));
 
-        let kept = blobs.persist(bytes.clone()).unwrap();
-        let orphan = blobs.persist(Bytes::from_static(b"orphan")).unwrap();
+        blobs.stage(hash, bytes.clone(), one).unwrap_err();
+        blobs.keep_staged(&BTreeSet::from([one]));
+        blobs.stage(hash, bytes.clone(), one).expect("what no lease awaits makes room");
+        blobs.stage(hash, bytes.clone(), three).unwrap();
+        blobs.keep_staged(&BTreeSet::from([three]));
+        assert_eq!(blobs.read(hash).unwrap(), bytes, "another lease has the same bytes");
+        blobs.keep_staged(&BTreeSet::new());
+        assert_eq!(blobs.memory().staged_bytes, 0);
+
+        let orphan = Blob::new(Bytes::from_static(b"orphan"));
+        blobs.persist(Blob::new(bytes.clone())).unwrap();
+        blobs.persist(orphan.clone()).unwrap();
+        fs::write(folder.path().join(format!("{hash}.7.partial")), b"123").unwrap();
         let again = Blobs::open(folder.path(), 10).unwrap();
-        assert_eq!(again.collect_orphans(&BTreeSet::from([kept])).unwrap(), 1);
-        assert_eq!(again.read(kept).unwrap(), bytes);
-        assert!(!again.has(orphan));
+        assert_eq!(again.collect_orphans(&BTreeSet::from([hash])).unwrap(), 2);
+        assert_eq!(again.read(hash).unwrap(), bytes);
+        assert!(!again.has(orphan.name()));
+    }
+
+    #[test]
+    fn one_blob_may_be_written_by_several_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path(), 0).unwrap();
+        let blob = Blob::new(vec![7; 1 << 20].into());
+        for _ in 0..8 {
+            std::thread::scope(|scope| {
+                let write = || scope.spawn(|| blobs.persist(blob.clone()).unwrap());
+                let writers: Vec<_> = (0..4).map(|_| write()).collect();
+                writers.into_iter().for_each(|writer| writer.join().unwrap());
+            });
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing partial is left");
+            let fresh = Blobs::open(folder.path(), 0).unwrap();
+            assert_eq!(fresh.read(blob.name()).unwrap(), blob.bytes, "whole");
+            blobs.retire(&[blob.name()]);
+        }
     }
 
     #[test]
     fn a_corrupt_file_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
-        let hash = Blobs::open(folder.path(), 10).unwrap().persist(Bytes::from_static(b"good")).unwrap();
+        let good = Blob::new(Bytes::from_static(b"good"));
+        let hash = good.name();
+        Blobs::open(folder.path(), 10).unwrap().persist(good).unwrap();
         fs::write(folder.path().join(hash.to_string()), b"evil").unwrap();
         let blobs = Blobs::open(folder.path(), 10).unwrap();
         assert!(matches!(blobs.read(hash), Err(BlobError::Mismatch { .. })));

@@ -1,5 +1,8 @@
 //! From a round's gradients to the next parameters: reduced in shard order, so that the bits do not
 //! depend on who computed them or when they came.
+//!
+//! Invariant: what comes out is written only once the core has named it, or another job that has the same
+//! blob could retire it in between.
 
 use std::sync::Arc;
 
@@ -10,7 +13,7 @@ use wattmill_protocol::Hash;
 use wattmill_protocol::job::{self, Job};
 use wattmill_work::Reduction;
 
-use crate::blobs::{BlobError, Blobs};
+use crate::blobs::{Blob, BlobError, Blobs};
 
 /// A round that cannot be reduced.
 #[derive(Debug, thiserror::Error)]
@@ -50,18 +53,36 @@ pub(crate) struct Round {
     pub(crate) step: (u64, u64),
 }
 
-/// Reduces a round and makes the outcome durable.
-pub(crate) fn reduce(blobs: &Blobs, round: &Round) -> Result<Reduction, ReduceError> {
+/// What a round came to, not written yet.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) reduction: Reduction,
+    new: Vec<Blob>,
+}
+
+impl Outcome {
+    /// Makes it durable.
+    pub(crate) fn persist(self, blobs: &Blobs) -> Result<Reduction, ReduceError> {
+        self.new.into_iter().try_for_each(|blob| blobs.persist(blob))?;
+        Ok(self.reduction)
+    }
+}
+
+/// Reduces a round.
+pub(crate) fn reduce(blobs: &Blobs, round: &Round) -> Result<Outcome, ReduceError> {
     match (round.parameters, round.step) {
         // The preparing round: the shard's blob is the first parameters.
         (None, _) => {
             let [only] = round.blobs[..] else { return Err(ReduceError::Blobs(round.blobs.len())) };
             let bytes = blobs.read(only)?;
             payload_of(&bytes, &round.spec)?;
-            Ok(Reduction { parameters: blobs.persist(bytes)?, optimizer: None })
+            Ok(outcome(bytes, None))
         }
         // The judging round changes nothing.
-        (Some(parameters), (0, _)) => Ok(Reduction { parameters, optimizer: round.optimizer }),
+        (Some(parameters), (0, _)) => {
+            let reduction = Reduction { parameters, optimizer: round.optimizer };
+            Ok(Outcome { reduction, new: Vec::new() })
+        }
         (Some(parameters), (step, steps)) => train(blobs, round, parameters, step, steps),
     }
 }
@@ -72,7 +93,7 @@ fn train(
     parameters: Hash,
     step: u64,
     steps: u64,
-) -> Result<Reduction, ReduceError> {
+) -> Result<Outcome, ReduceError> {
     let file = blobs.read(parameters)?;
     let payload = payload_of(&file, &round.spec)?;
     let mut values = floats(&file[payload..]);
@@ -92,10 +113,14 @@ fn train(
     let mut next = file[..payload].to_vec();
     next.extend(values.iter().flat_map(|v| v.to_le_bytes()));
     let state: Vec<u8> = state.iter().flat_map(|v| v.to_le_bytes()).collect();
-    Ok(Reduction {
-        optimizer: if state.is_empty() { None } else { Some(blobs.persist(state.into())?) },
-        parameters: blobs.persist(next.into())?,
-    })
+    Ok(outcome(next.into(), (!state.is_empty()).then(|| state.into())))
+}
+
+fn outcome(parameters: Bytes, optimizer: Option<Bytes>) -> Outcome {
+    let (parameters, optimizer) = (Blob::new(parameters), optimizer.map(Blob::new));
+    let reduction =
+        Reduction { parameters: parameters.name(), optimizer: optimizer.as_ref().map(Blob::name) };
+    Outcome { reduction, new: optimizer.into_iter().chain([parameters]).collect() }
 }
 
 /// Where the values begin in a safetensors file that holds the model's f32 parameters and nothing else.

@@ -47,7 +47,7 @@ pub enum Event {
     Renewed {
         /// Who.
         node: NodeId,
-        /// One for each running lease.
+        /// One for each lease whose result is not received.
         renewals: Vec<Renewal>,
     },
     /// A node reports the result of a lease; the blob that it names is here.
@@ -82,7 +82,18 @@ pub enum Event {
         /// Power that its leases drew of late, each: what a lease that is lost unsaid is estimated by.
         power_watts: f64,
     },
-    /// The blobs of a round were reduced and are durable.
+    /// The blobs of a round were reduced; what came out is not written yet. From now on it is in use, so that
+    /// no other job's [`Effect::Retire`] removes what is being written.
+    Computed {
+        /// Which job.
+        job: JobId,
+        /// Which round.
+        round: u32,
+        /// What came out. Write it only if [`Round::outcome`](crate::Round::outcome) is that now: else nobody
+        /// waits for it any more.
+        reduction: Reduction,
+    },
+    /// What came of a round is durable.
     Reduced {
         /// Which job.
         job: JobId,
@@ -125,8 +136,8 @@ pub struct HeldLease {
 pub struct Renewal {
     /// Which.
     pub token: Token,
-    /// Samples done: a renewal without progress does not extend the lease.
-    pub samples: u64,
+    /// Grows with the work on the lease: a renewal that does not raise it does not extend the lease.
+    pub progress: u64,
     /// Joules so far.
     pub energy: Energy,
     /// Power of late.
@@ -213,6 +224,13 @@ pub struct Reduction {
     pub optimizer: Option<Hash>,
 }
 
+impl Reduction {
+    /// The blobs that it names.
+    pub fn blobs(self) -> impl Iterator<Item = Hash> {
+        [Some(self.parameters), self.optimizer].into_iter().flatten()
+    }
+}
+
 /// How a report was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportOutcome {
@@ -236,7 +254,8 @@ pub enum Effect {
         /// What.
         message: Message,
     },
-    /// Reduce the blobs of a received round, store the outcome durably, then say [`Event::Reduced`].
+    /// Reduce the blobs of a received round, say [`Event::Computed`], then store the outcome durably and say
+    /// [`Event::Reduced`].
     Reduce {
         /// Which job.
         job: JobId,
@@ -256,8 +275,8 @@ pub enum Effect {
         step: (u64, u64),
     },
     /// A round was committed or a job ended, and no longer needs these blobs. Another job may: equal blobs
-    /// have one name. Remove those that [`crate::Work::blobs_in_use`] does not name either, while no write
-    /// and no reduction is on its way.
+    /// have one name. Remove those that [`crate::Work::blobs_in_use`] does not name at that moment, before any
+    /// further event: a reduction names what it writes before it does.
     Retire {
         /// Blobs that the job does not name any more.
         blobs: Vec<Hash>,

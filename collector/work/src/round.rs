@@ -3,7 +3,7 @@
 use wattmill_protocol::job::Job;
 use wattmill_protocol::{Hash, NodeId, Token};
 
-use crate::event::ShardResult;
+use crate::event::{Reduction, ShardResult};
 use crate::record::JobRecord;
 
 /// Held-out rows of one evaluation shard: enough that its fixed cost vanishes, few enough to spread.
@@ -71,8 +71,8 @@ pub struct Lease {
     pub node: NodeId,
     /// When it runs out unless renewed with progress, monotonic ms.
     pub deadline_ms: u64,
-    /// Samples done when it was last renewed.
-    pub samples: u64,
+    /// Progress when it was last renewed.
+    pub progress: u64,
 }
 
 /// How a shard stands.
@@ -108,8 +108,10 @@ pub struct Shard {
     pub newest: Option<Token>,
     /// Leases given so far.
     pub attempts: u32,
-    /// Attempts that failed by themselves.
+    /// Attempts that failed by themselves, or made no progress.
     pub failures: u32,
+    /// Whose attempt failed last: another node is tried where there is one.
+    pub avoid: Option<NodeId>,
 }
 
 /// The current round of a job.
@@ -123,6 +125,8 @@ pub struct Round {
     pub shards: Vec<Shard>,
     /// Whether its blobs are being reduced.
     pub reducing: bool,
+    /// What the reduction came to, once that is known: named before it is written.
+    pub outcome: Option<Reduction>,
 }
 
 /// Optimizer steps of one epoch.
@@ -164,12 +168,20 @@ impl Round {
             }
             _ => vec![Task::Prepare],
         };
-        let shard = |task| Shard { task, state: ShardState::Pending, newest: None, attempts: 0, failures: 0 };
+        let shard = |task| Shard {
+            task,
+            state: ShardState::Pending,
+            newest: None,
+            attempts: 0,
+            failures: 0,
+            avoid: None,
+        };
         Some(Self {
             number: job.round,
             kind,
             shards: tasks.into_iter().map(shard).collect(),
             reducing: false,
+            outcome: None,
         })
     }
 

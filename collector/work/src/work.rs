@@ -133,6 +133,7 @@ impl Work {
             Event::Granted { job, shard, node, power_watts } => {
                 self.granted(&job, shard, &node, power_watts, now, &mut out);
             }
+            Event::Computed { job, round, reduction } => self.computed(&job, round, reduction),
             Event::Reduced { job, round, reduction } => self.reduced(&job, round, reduction, now, &mut out),
             Event::Tick { peak_flops } => self.tick(peak_flops, now, &mut out),
         }
@@ -184,6 +185,11 @@ impl Work {
         })
     }
 
+    /// Tokens of leases that are live or whose results are here.
+    pub fn tokens(&self) -> impl Iterator<Item = Token> {
+        self.running.values().filter_map(|r| r.round.as_ref()).flat_map(Round::tokens)
+    }
+
     /// Whether new leases may be given: shortly after a restart nodes first say what they hold.
     pub fn may_grant(&self, now: Now) -> bool {
         now.monotonic_ms >= self.recovering_until_ms
@@ -222,7 +228,7 @@ impl Work {
     /// Every blob that a job still needs.
     pub fn blobs_in_use(&self) -> BTreeSet<Hash> {
         let of_jobs = self.jobs.values().flat_map(|j| [j.parameters, j.optimizer]).flatten();
-        let of_rounds = self.running.values().filter_map(|r| r.round.as_ref()).flat_map(received_blobs);
+        let of_rounds = self.running.values().filter_map(|r| r.round.as_ref()).flat_map(blobs_of);
         of_jobs.chain(of_rounds).collect()
     }
 
@@ -293,8 +299,7 @@ impl Work {
         for lease in held {
             self.take_up(node, lease, now, out);
         }
-        let counts: BTreeSet<Token> =
-            self.running.values().filter_map(|r| r.round.as_ref()).flat_map(Round::tokens).collect();
+        let counts: BTreeSet<Token> = self.tokens().collect();
         for token in self.accounts.orphans(node, self.generation) {
             if !kept.contains(&token) && !counts.contains(&token) {
                 let outcome = AccountOutcome::Wasted(WasteReason::CollectorRestarted);
@@ -372,8 +377,8 @@ impl Work {
                 }
             });
             let Some(lease) = lease else { continue };
-            if renewal.samples > lease.samples {
-                lease.samples = renewal.samples;
+            if renewal.progress > lease.progress {
+                lease.progress = renewal.progress;
                 lease.deadline_ms = deadline_ms;
             }
             self.accounts.progress(renewal.token, renewal.energy, renewal.power_watts, now);
@@ -427,7 +432,7 @@ impl Work {
 
     fn new_lease(&self, token: Token, node: &NodeId, now: Now) -> Lease {
         let deadline_ms = now.monotonic_ms + self.settings.lease_ms;
-        Lease { token, node: node.clone(), deadline_ms, samples: 0 }
+        Lease { token, node: node.clone(), deadline_ms, progress: 0 }
     }
 
     fn shard_mut(&mut self, job: &JobId, shard: u32) -> Option<&mut crate::Shard> {
@@ -474,7 +479,7 @@ impl Work {
             Ok(_) => Failure { bad_input: false, message: "the result does not fit the task".to_owned() },
             Err(failure) => failure,
         };
-        self.attempt_failed(&job, shard, token, &failure, now, out);
+        self.attempt_failed(&job, shard, token, (WasteReason::Failed, &failure), now, out);
         ReportOutcome::Failed
     }
 
@@ -483,12 +488,12 @@ impl Work {
         job: &JobId,
         shard: u32,
         token: Token,
-        failure: &Failure,
+        (reason, failure): (WasteReason, &Failure),
         now: Now,
         out: &mut Step,
     ) {
         let max_failures = self.settings.max_failures;
-        self.lose(WasteReason::Failed, now, out, |l| l.token == token);
+        self.lose(reason, now, out, |l| l.token == token);
         let Some(state) = self.shard_mut(job, shard) else { return };
         state.failures += 1;
         let prepares = state.task == Task::Prepare;
@@ -531,6 +536,13 @@ impl Work {
         });
     }
 
+    fn computed(&mut self, job: &JobId, number: u32, reduction: Reduction) {
+        let round = self.running.get_mut(job).and_then(|r| r.round.as_mut());
+        if let Some(round) = round.filter(|r| r.number == number && r.reducing) {
+            round.outcome = Some(reduction);
+        }
+    }
+
     fn reduced(
         &mut self,
         job: &JobId,
@@ -540,7 +552,11 @@ impl Work {
         out: &mut Step,
     ) {
         let round = self.running.get_mut(job).and_then(|r| r.round.take_if(|r| r.number == number));
-        let (Some(round), Some(record)) = (round, self.jobs.get_mut(job)) else { return };
+        let (Some(round), Some(record)) = (round, self.jobs.get_mut(job)) else {
+            // The job ended meanwhile, or this is said twice.
+            let blobs = reduction.into_iter().flat_map(Reduction::blobs).collect();
+            return out.effects.push(Effect::Retire { blobs });
+        };
         let reduction = match reduction {
             Ok(reduction) => reduction,
             Err(reason) => {
@@ -551,9 +567,9 @@ impl Work {
                 return self.end_job(job, Phase::Failed, Some(reason), now, out);
             }
         };
-        let retired: Vec<Hash> = received_blobs(&round)
+        let retired: Vec<Hash> = blobs_of(&round)
             .chain([record.parameters, record.optimizer].into_iter().flatten())
-            .filter(|blob| *blob != reduction.parameters && Some(*blob) != reduction.optimizer)
+            .filter(|blob| !reduction.blobs().any(|kept| kept == *blob))
             .collect();
         let manifest = commit_round(record, &round, reduction, now);
         record.generation = self.generation;
@@ -613,10 +629,27 @@ impl Work {
             .collect();
         self.sessions.retain(|node, _| !lost.contains(node));
         self.lose(WasteReason::NodeLost, now, out, |l| lost.contains(&l.node));
-        self.lose(WasteReason::LeaseExpired, now, out, |l| now.monotonic_ms >= l.deadline_ms);
+        self.run_out(now, out);
         let jobs: Vec<JobId> = self.running.keys().cloned().collect();
         for job in jobs {
             self.finish_when_settled(&job, now, out);
+        }
+    }
+
+    /// Leases that made no progress for too long are failures of their attempts.
+    fn run_out(&mut self, now: Now, out: &mut Step) {
+        let expired = |(_, lease): &(&JobId, &Lease)| now.monotonic_ms >= lease.deadline_ms;
+        let expired: Vec<(JobId, Lease)> =
+            self.leases().filter(expired).map(|(job, lease)| (job.clone(), lease.clone())).collect();
+        for (job, lease) in expired {
+            let round = self.running.get_mut(&job).and_then(|running| running.round.as_mut());
+            let Some((shard, _)) = round.and_then(|round| round.leased(lease.token)) else { continue };
+            let message = format!(
+                "the lease ran out: node {} made no progress for {} ms",
+                lease.node, self.settings.lease_ms
+            );
+            let failure = Failure { bad_input: false, message };
+            self.attempt_failed(&job, shard, lease.token, (WasteReason::LeaseExpired, &failure), now, out);
         }
     }
 
@@ -629,6 +662,9 @@ impl Work {
                     && which(lease)
                 {
                     lost.push((id.clone(), lease.clone()));
+                    if matches!(reason, WasteReason::Failed | WasteReason::LeaseExpired) {
+                        shard.avoid = Some(lease.node.clone());
+                    }
                     shard.state = ShardState::Pending;
                 }
             }
@@ -659,7 +695,7 @@ impl Work {
                 out.send(node, Message::Revoke { token: *token, reason });
             }
         }
-        let blobs = round.iter().flat_map(received_blobs).collect();
+        let blobs = round.iter().flat_map(blobs_of).collect();
         out.effects.push(Effect::Retire { blobs });
         self.close(job, phase, reason, now, out);
     }
@@ -713,6 +749,11 @@ fn received_blobs(round: &Round) -> impl Iterator<Item = Hash> + '_ {
         ShardState::Received { result: ShardResult::Prepared { parameters, .. }, .. } => Some(*parameters),
         _ => None,
     })
+}
+
+/// Blobs that a round which is not committed needs.
+fn blobs_of(round: &Round) -> impl Iterator<Item = Hash> + '_ {
+    received_blobs(round).chain(round.outcome.into_iter().flat_map(Reduction::blobs))
 }
 
 fn gradient_samples(round: &Round) -> u64 {

@@ -14,6 +14,7 @@ use wattmill_work::{
 };
 
 use crate::assign;
+use crate::blobs;
 use crate::context::{Broken, Call, CollectorTimer, Context, What, hold};
 use crate::network::{Envelope, FromNode, Network, ToNode};
 use crate::reduction::{self, Trouble};
@@ -348,7 +349,8 @@ impl Collector {
         Ok(())
     }
 
-    /// Reduces a round, stores the outcome, then says so. The process may die between any two.
+    /// Reduces a round, names the outcome, stores it, and says so some time after. The process may die between
+    /// any two.
     fn reduce(
         &mut self,
         context: &mut Context,
@@ -358,28 +360,43 @@ impl Collector {
         let Effect::Reduce { job, round, .. } = effect else { return Ok(()) };
         let (job, round) = (job.clone(), *round);
         let awaited = self.work().and_then(|w| w.round(&job)).is_some_and(|r| r.number == round);
-        let reduction = match reduction::reduce(&context.blobs, effect) {
-            Ok((parameters, state)) => {
-                let parameters = context.blobs.put(parameters);
-                if dies(context) {
-                    self.crash(context, network, "between two blobs");
-                    return Ok(());
-                }
-                Ok(Reduction { parameters, optimizer: state.map(|state| context.blobs.put(state)) })
+        let (parameters, state) = match reduction::reduce(&context.blobs, effect) {
+            Ok(outcome) => outcome,
+            Err(trouble) => {
+                let reason = match trouble {
+                    Trouble::Missing(blob) => {
+                        hold(!awaited, || format!("round {round} of {job} lacks blob {blob}"))?;
+                        format!("blob {blob} is missing")
+                    }
+                    Trouble::Refused(reason) => reason,
+                };
+                return self.apply(context, network, Event::Reduced { job, round, reduction: Err(reason) });
             }
-            Err(Trouble::Missing(blob)) => {
-                hold(!awaited, || format!("round {round} of {job} lacks blob {blob}"))?;
-                Err(format!("blob {blob} is missing"))
-            }
-            Err(Trouble::Refused(reason)) => Err(reason),
         };
-        if let (Ok(reduction), Some(process)) = (&reduction, self.process())
-            && context.random.chance(50)
-        {
-            let timer = CollectorTimer::Reduced { job: job.clone(), round, reduction: *reduction };
-            context.between(0, 2_000, What::Collector { process, timer });
+        let optimizer = state.as_deref().map(blobs::name);
+        let reduction = Reduction { parameters: blobs::name(&parameters), optimizer };
+        self.apply(context, network, Event::Computed { job: job.clone(), round, reduction })?;
+        let Some(process) = &self.process else { return Ok(()) };
+        let named = process.work.round(&job).filter(|r| r.number == round).and_then(|r| r.outcome);
+        if named != Some(reduction) {
+            return Ok(());
         }
-        self.apply(context, network, Event::Reduced { job, round, reduction })
+        let process = process.number;
+        context.blobs.put(parameters);
+        if dies(context) {
+            self.crash(context, network, "between two blobs");
+            return Ok(());
+        }
+        state.into_iter().for_each(|state| {
+            context.blobs.put(state);
+        });
+        let times = if context.random.chance(50) { 2 } else { 1 };
+        for _ in 0..times {
+            let timer = CollectorTimer::Reduced { job: job.clone(), round, reduction };
+            let most_ms = if context.random.chance(150) { 2_000 } else { 100 };
+            context.between(0, most_ms, What::Collector { process, timer });
+        }
+        Ok(())
     }
 
     fn answer(&mut self, context: &mut Context, user: usize, call: Call, job: JobId) -> Result<(), Broken> {

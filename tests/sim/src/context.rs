@@ -123,9 +123,9 @@ pub enum CollectorTimer {
     Grant,
     /// The store is tried again.
     Retry,
-    /// A reduction is done.
+    /// A reduction is computed.
     Reduce(Box<wattmill_work::Effect>),
-    /// The same reduction is reported a second time.
+    /// A reduction is durable; now and then this is said twice.
     Reduced {
         /// Of which job.
         job: JobId,

@@ -26,6 +26,7 @@ pub fn event(event: &Event) -> String {
             format!("node {} settles {tokens:?}", name(node))
         }
         Event::Granted { job, shard, node, .. } => format!("{job} shard {shard} for node {}", name(node)),
+        Event::Computed { job, round, .. } => format!("round {round} of {job} is computed"),
         Event::Reduced { job, round, reduction } => {
             format!("round {round} of {job} is reduced{}", if reduction.is_ok() { "" } else { " in vain" })
         }

@@ -136,13 +136,8 @@ impl Config {
     /// # Errors
     /// When a file cannot be read, or a key or value is wrong.
     pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
-        let path = explicit.unwrap_or(Path::new(DEFAULT_PATH));
-        let file = if explicit.is_none() && !path.exists() {
-            File::default()
-        } else {
-            config_file::load::<File>(path)?
-        };
-        file.checked(path)
+        let (file, origins) = config_file::load::<File>(explicit, Path::new(DEFAULT_PATH))?;
+        file.checked(&origins)
     }
 
     /// Folder of the spool.
@@ -190,6 +185,19 @@ mod tests {
         assert_eq!(load("cpus = \"0-1\"\nhost_fraction = 0.5").unwrap().host_fraction_ppm, 500_000);
         assert_eq!(load("nvml_library = \"\"").unwrap().nvml_library, None);
         assert_eq!(load("gpus = []").unwrap().gpus, Gpus::Listed(vec![]));
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_by_the_drop_in_that_holds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        let drop_in = folder.path().join("conf.d/agent-10.toml");
+        std::fs::create_dir_all(drop_in.parent().unwrap()).unwrap();
+        std::fs::write(&path, "[metering]\ninterval_ms = 500\n").unwrap();
+        std::fs::write(&drop_in, "[metering]\ninterval_ms = 50\n").unwrap();
+        let error = Config::load(Some(&path)).unwrap_err().to_string();
+        let expected = format!("{}: metering.interval_ms: 50 is not between", drop_in.display());
+        assert!(error.starts_with(&expected), "{error}");
     }
 
     #[test]

@@ -142,7 +142,8 @@ impl Meter {
         self.shared.lock().core.shards.never_began(token, job);
     }
 
-    /// A shard has ended: call it while its process still lives. Its energy settles one window later.
+    /// A shard has ended: call it while its process still lives. Its energy settles
+    /// with the window in which it ends.
     pub fn end(&self, token: Token) {
         self.shared.lock().core.end(token, &clock::process_cpu_nanos);
     }

@@ -7,6 +7,8 @@ use wattmill_protocol::job::Job;
 use wattmill_protocol::{Hash, JobId, NodeId, v1};
 use wattmill_work::{Event, Report};
 
+use crate::reduce::Outcome;
+
 /// Messages to a node that wait for its connection.
 pub(crate) type ToNode = mpsc::Sender<Result<v1::ToNode, tonic::Status>>;
 
@@ -41,6 +43,15 @@ pub(crate) enum Command {
         report: Box<Report>,
         /// What the state machine need not know.
         shard: Shard,
+    },
+    /// A round is reduced and not written yet.
+    Computed {
+        /// Which job.
+        job: JobId,
+        /// Which round.
+        round: u32,
+        /// What came out.
+        outcome: Outcome,
     },
     /// A user submits a job.
     Submit {

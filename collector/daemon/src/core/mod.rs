@@ -21,14 +21,17 @@ use tokio_util::sync::CancellationToken;
 use wattmill_protocol::{Energy, JobId, NodeId, Token, exit, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
-use wattmill_work::{Effect, Event, Message, Now, Report, ReportOutcome, WasteReason, Work, Write};
+use wattmill_work::{
+    Effect, Event, Message, Now, Reduction, Report, ReportOutcome, WasteReason, Work, Write,
+};
 
 use crate::blobs::Blobs;
-use crate::reduce;
+use crate::reduce::{self, ReduceError};
 use crate::state::{Rollup, Telemetry};
 use crate::store::{Sqlite, StoreError};
 
 pub(crate) use command::{Command, OpenRefused, Shard};
+pub(crate) use planner::round_bytes;
 use sessions::Sessions;
 pub(crate) use traces::Traces;
 use view::View;
@@ -154,18 +157,22 @@ impl Core {
                 () = cancelled.cancelled() => break,
                 _ = ticks.tick() => {
                     ticked = true;
-                    let peak_flops = self.rollups.borrow().peak_flops;
-                    self.apply(Event::Tick { peak_flops });
-                    self.ticks += 1;
                 }
                 command = self.commands.recv() => match command {
                     Some(command) => self.take(command),
                     None => break,
                 },
             }
-            for _ in 1..BATCH {
+            // Before time passes, all is heard that nodes said by now: this loop may have been held up by the store,
+            // and no lease runs out for that.
+            for _ in 1..if ticked { COMMANDS } else { BATCH } {
                 let Ok(command) = self.commands.try_recv() else { break };
                 self.take(command);
+            }
+            if ticked {
+                let peak_flops = self.rollups.borrow().peak_flops;
+                self.apply(Event::Tick { peak_flops });
+                self.ticks += 1;
             }
             if ticked && self.ticks.is_multiple_of(TICKS_PER_PLAN) {
                 self.replan();
@@ -178,10 +185,11 @@ impl Core {
             }
             self.sessions.answer();
         }
+        let committed = self.commit(&cancelled).await;
         let traces = &mut self.traces;
         // Sending the last spans blocks.
         tokio::task::block_in_place(|| traces.stop());
-        self.commit(&cancelled).await
+        committed
     }
 
     fn now(&self) -> Now {
@@ -203,6 +211,7 @@ impl Core {
                 self.apply(Event::Closed { node, session });
             }
             Command::Open { hello, sender, reply } => self.open(*hello, sender, reply),
+            Command::Computed { job, round, outcome } => self.computed(job, round, outcome),
             Command::Report { node, report, shard } => self.report(node, *report, &shard),
             Command::Submit { spec, key, reply } => {
                 let id = match self.work.job_of_key(&key) {
@@ -337,25 +346,42 @@ impl Core {
     }
 
     fn refresh_live(&self) {
+        self.blobs.keep_staged(&self.work.tokens().collect());
         let tokens = self.work.leases().map(|(_, lease)| lease.token).collect();
         *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = tokens;
     }
 
     fn reduce(&self, job: JobId, round: u32, input: reduce::Round) {
+        self.work_aside(move |blobs| match reduce::reduce(blobs, &input) {
+            Ok(outcome) => Command::Computed { job, round, outcome },
+            Err(error) => reduced(job, round, Err(error)),
+        });
+    }
+
+    /// A round is reduced: its outcome is named, then written.
+    fn computed(&mut self, job: JobId, round: u32, outcome: reduce::Outcome) {
+        let reduction = outcome.reduction;
+        self.apply(Event::Computed { job: job.clone(), round, reduction });
+        let named = self.work.round(&job).filter(|r| r.number == round).and_then(|r| r.outcome);
+        if named == Some(reduction) {
+            self.work_aside(move |blobs| reduced(job, round, outcome.persist(blobs)));
+        }
+    }
+
+    /// Has `work` done beside the core, and takes what it comes to.
+    fn work_aside(&self, work: impl FnOnce(&Blobs) -> Command + Send + 'static) {
         let (blobs, to_self) = (Arc::clone(&self.blobs), self.to_self.clone());
         tokio::task::spawn_blocking(move || {
-            let reduction = reduce::reduce(&blobs, &input).map_err(|error| exit::describe(&error));
-            if let Err(reason) = &reduction {
-                tracing::error!(%job, round, reason, "a round cannot be reduced");
-            }
+            let command = work(&blobs);
             if let Some(core) = to_self.upgrade() {
                 // The core is gone only when the program ends; the round is then reduced anew.
-                drop(core.blocking_send(Command::Event(Event::Reduced { job, round, reduction })));
+                drop(core.blocking_send(command));
             }
         });
     }
 
     fn ended(&mut self, job: &JobId) {
+        self.traces.ended(job);
         self.profiles.forget(job);
         self.energy_at_end.insert(job.clone(), self.cluster_energy());
         let Some(record) = self.work.job(job) else { return };
@@ -382,6 +408,15 @@ impl Core {
         }
         self.views.send_replace(Arc::new(view::build(self)));
     }
+}
+
+/// A round's reduction is durable, or cannot be.
+fn reduced(job: JobId, round: u32, reduction: Result<Reduction, ReduceError>) -> Command {
+    let reduction = reduction.map_err(|error| exit::describe(&error));
+    if let Err(reason) = &reduction {
+        tracing::error!(%job, round, reason, "a round cannot be reduced");
+    }
+    Command::Event(Event::Reduced { job, round, reduction })
 }
 
 /// What a report came to, in the words of the wire.

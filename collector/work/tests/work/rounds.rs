@@ -1,7 +1,7 @@
 //! Jobs and rounds: what is committed, and how a job ends.
 
 use wattmill_protocol::Hash;
-use wattmill_work::{Effect, Event, Message, Phase, ReportOutcome, ShardState, Task, WasteReason};
+use wattmill_work::{Effect, Event, Message, Phase, Reduction, ReportOutcome, ShardState, Task, WasteReason};
 
 use crate::cluster::{Cluster, node};
 
@@ -53,7 +53,7 @@ fn a_round_is_reduced_once_when_its_last_result_is_here() {
     assert_eq!(reductions(effects), []);
     let round = cluster.work.round(&cluster.job).unwrap().number;
     cluster.reduce();
-    let again = Ok(wattmill_work::Reduction { parameters: Hash::of(b"other"), optimizer: None });
+    let again = Ok(Reduction { parameters: Hash::of(b"other"), optimizer: None });
     cluster.apply(Event::Reduced { job: cluster.job.clone(), round, reduction: again });
     assert_ne!(cluster.record().parameters, Some(Hash::of(b"other")), "a round is committed once");
 }
@@ -128,4 +128,33 @@ fn only_nodes_that_compute_alike_train_a_pinned_job() {
     cluster.open_with(3, &[], "other");
     assert_eq!(cluster.try_grant(0, 3), None);
     assert!(cluster.try_grant(0, 2).is_some());
+}
+
+#[test]
+fn what_a_reduction_writes_is_in_use_before_it_is_written() {
+    let mut cluster = Cluster::prepared();
+    let (job, reduction) =
+        (cluster.job.clone(), Reduction { parameters: Hash::of(b"next"), optimizer: None });
+    let computed = |round| Event::Computed { job: job.clone(), round, reduction };
+    let (first, second) = (cluster.grant(0, 1), cluster.grant(1, 2));
+    cluster.report(1, first, 0);
+    cluster.apply(computed(1));
+    assert_eq!(cluster.work.round(&job).unwrap().outcome, None, "nothing is reduced yet");
+    cluster.report(2, second, 1);
+    cluster.apply(computed(0));
+    assert!(!cluster.work.blobs_in_use().contains(&reduction.parameters), "another round's");
+    cluster.apply(computed(1));
+    assert!(cluster.work.blobs_in_use().contains(&reduction.parameters));
+
+    let retires = |effects: &[Effect]| {
+        let retired = effects.iter().filter_map(|effect| match effect {
+            Effect::Retire { blobs } => Some(blobs),
+            _ => None,
+        });
+        retired.flatten().any(|blob| *blob == reduction.parameters)
+    };
+    assert!(retires(&cluster.apply(Event::Cancelled { job: job.clone() })));
+    let late = cluster.apply(Event::Reduced { job: job.clone(), round: 1, reduction: Ok(reduction) });
+    assert!(retires(&late), "it was written after the job's end");
+    assert!(!cluster.work.blobs_in_use().contains(&reduction.parameters));
 }

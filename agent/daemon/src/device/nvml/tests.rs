@@ -90,13 +90,7 @@ fn counters_tell_the_truth_and_power_is_integrated() {
 #[test]
 fn a_gpu_is_described() {
     let mut bench = bench(vec![drawing(650.0)]);
-    let processes = vec![Process {
-        pid: 4_711,
-        memory_bytes: None,
-        sm_percent: None,
-        memory_percent: 0,
-        graphics: false,
-    }];
+    let processes = vec![Process { pid: 4_711, ..Process::default() }];
     apply(&mut bench, &Command::Processes { gpu: GpuRef::Slot(0), processes });
     apply(
         &mut bench,

@@ -103,7 +103,8 @@ impl Transfers {
         let (client, moved) = (self.client.clone(), Arc::<AtomicU64>::default());
         let count = Arc::clone(&moved);
         let task = self.running.spawn(async move {
-            let outcome = persist(|| store(client.clone(), token, hash, blob.clone(), Arc::clone(&count))).await;
+            let outcome =
+                persist(|| store(client.clone(), token, hash, blob.clone(), Arc::clone(&count))).await;
             Ended::Stored(Stored { token, outcome })
         });
         self.stores.insert(token, Store { task, moved });
@@ -145,7 +146,9 @@ impl Transfers {
 }
 
 /// Tries until it succeeds, or fails in a way that trying again cannot mend.
-async fn persist<T, F: Future<Output = Result<T, Status>>>(mut attempt: impl FnMut() -> F) -> Result<T, Status> {
+async fn persist<T, F: Future<Output = Result<T, Status>>>(
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, Status> {
     let mut pause = PAUSES.0;
     loop {
         match attempt().await {
@@ -164,17 +167,17 @@ async fn persist<T, F: Future<Output = Result<T, Status>>>(mut attempt: impl FnM
 /// Whether it may pass: a collector that is away or full is one day back or has room.
 fn passes(status: &Status) -> bool {
     use tonic::Code;
-    match status.code() {
+    !matches!(
+        status.code(),
         Code::NotFound
-        | Code::InvalidArgument
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::DataLoss
-        | Code::Unimplemented
-        | Code::PermissionDenied
-        | Code::Unauthenticated => false,
-        _ => true,
-    }
+            | Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::DataLoss
+            | Code::Unimplemented
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+    )
 }
 
 async fn fetch(mut client: Client, hash: Hash, moved: Arc<AtomicU64>) -> Result<Bytes, Status> {
@@ -250,7 +253,10 @@ mod tests {
     impl v1::parameters_server::Parameters for Reluctant {
         type FetchStream = Pending<Result<v1::Chunk, Status>>;
 
-        async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        async fn fetch(
+            &self,
+            request: Request<v1::FetchRequest>,
+        ) -> Result<Response<Self::FetchStream>, Status> {
             let hash = Hash::try_from(&request.into_inner().hash[..]).ok();
             if hash == *self.missing.lock().unwrap() {
                 return Err(Status::not_found("gone"));

@@ -92,13 +92,13 @@ impl Keeper {
                 }
                 State::Starting(start) => match start.as_mut().await {
                     Ok((worker, peak)) => {
-                        self.capability =
-                            Capability { numerics: worker.numerics().to_owned(), slots: SLOTS };
+                        self.capability = Capability { numerics: worker.numerics().to_owned(), slots: SLOTS };
                         self.state = State::Working(Box::new(worker), Instant::now());
                         return Event::Ready(peak);
                     }
                     Err(error) => {
-                        self.rest(self.pause.after(Duration::ZERO));
+                        let pause = self.pause.after(Duration::ZERO);
+                        self.rest(pause);
                         return Event::Failed(error);
                     }
                 },
@@ -170,7 +170,10 @@ mod tests {
     fn pauses_grow_until_a_worker_is_steady() {
         let mut pause = Pause(PAUSES.0);
         let pauses: Vec<Duration> = (0..10).map(|_| pause.after(Duration::from_secs(1))).collect();
-        assert!(pauses.is_sorted_by(|a, b| a <= b) && pauses[0] == PAUSES.0 && pauses[9] == PAUSES.1, "{pauses:?}");
+        assert!(
+            pauses.is_sorted_by(|a, b| a <= b) && pauses[0] == PAUSES.0 && pauses[9] == PAUSES.1,
+            "{pauses:?}"
+        );
         assert_eq!(pause.after(STEADY), Duration::ZERO, "that was an accident of its work");
         assert_eq!(pause.after(Duration::ZERO), PAUSES.0);
     }

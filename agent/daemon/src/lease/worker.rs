@@ -80,8 +80,12 @@ impl Worker {
     /// Starts the program on `cpus` and waits for its hello. It has a process group of its own: a signal that
     /// stops the agent must not end a shard that the agent hands back.
     pub(super) async fn start(path: &Path, cpus: &CpuSet) -> Result<Self, WorkerError> {
-        let started =
-            Command::new(path).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).kill_on_drop(true).spawn();
+        let started = Command::new(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn();
         let mut child = started.map_err(|source| WorkerError::Start { path: path.to_owned(), source })?;
         let pid = child.id().ok_or_else(|| WorkerError::Ended(String::new()))?;
         bind(pid, cpus)?;

@@ -31,9 +31,9 @@ use crate::state::{Rollup, Telemetry};
 use crate::store::{Sqlite, StoreError};
 
 pub(crate) use command::{Command, OpenRefused, Shard};
+pub(crate) use planner::round_bytes;
 use sessions::Sessions;
 pub(crate) use traces::Traces;
-pub(crate) use planner::round_bytes;
 use view::View;
 
 /// Commands that wait for the core.
@@ -339,7 +339,7 @@ impl Core {
             }
             Message::Committed { tokens } => tokens.iter().for_each(|token| self.traces.committed(*token)),
             Message::Revoke { token, reason } => self.traces.revoked(*token, reason.as_str()),
-            Message::Reply { .. } | Message::Settled { .. } => {}
+            Message::Reply { .. } | Message::Settled { .. } | Message::Unsettled { .. } => {}
         }
         self.sessions.send(node, sessions::message(message, traceparent));
     }

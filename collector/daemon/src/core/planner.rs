@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use wattmill_protocol::NodeId;
 use wattmill_protocol::job::{Job, NumericsPolicy};
-use wattmill_protocol::{JobId, NodeId};
 use wattmill_scheduler::{
     Assignment, JobQueue, JobSnapshot, NodeLoad, NodeSnapshot, Pending, Policy, Snapshot, assign, plan,
 };
@@ -50,7 +50,7 @@ impl Core {
                 rates: rates.collect(),
             }
         };
-        let job = |job: &&wattmill_work::JobRecord| JobSnapshot {
+        let job = |job: &&JobRecord| JobSnapshot {
             id: job.id.clone(),
             numerics: job.numerics.clone().filter(|_| job.spec.training.numerics == NumericsPolicy::Pinned),
         };

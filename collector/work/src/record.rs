@@ -152,6 +152,10 @@ pub struct JobRecord {
     pub wasted: BTreeMap<WasteReason, Energy>,
     /// Leases that ended without a commit, by reason.
     pub requeues: BTreeMap<WasteReason, u32>,
+    /// Leases that were settled with nothing, since their node's ledger does not know them: what they took is
+    /// among the node's other joules.
+    #[serde(default)]
+    pub unrecorded: u32,
     /// Time in which it ran.
     pub elapsed_ms: u64,
     /// ∫ Σ peak FLOP/s dt while it ran: the denominator of its η. Absent while a peak is unknown.

@@ -9,8 +9,8 @@ use wattmill_protocol::{Energy, Hash, JobId, NodeId, Token};
 use crate::Now;
 use crate::accounts::Accounts;
 use crate::event::{
-    Capability, Effect, Event, Failure, HeldLease, Message, Reduction, Renewal, Report, ReportOutcome,
-    Settlement, ShardResult,
+    Capability, Effect, Event, Failure, HeldLease, MAX_UNSETTLED, Message, Reduction, Renewal, Report,
+    ReportOutcome, Settlement, ShardResult,
 };
 use crate::record::{
     AccountOutcome, AccountRecord, JobRecord, Phase, RoundRecord, ShardCommit, Stored, WasteReason, Write,
@@ -269,6 +269,7 @@ impl Work {
             nodes: BTreeMap::new(),
             wasted: BTreeMap::new(),
             requeues: BTreeMap::new(),
+            unrecorded: 0,
             elapsed_ms: 0,
             peak_flop_seconds: Some(0.0),
         };
@@ -307,6 +308,10 @@ impl Work {
             }
         }
         out.send(node, Message::Settled { sequence: self.accounts.settled_through(node) });
+        // Lost on their way to the node, or with its memory: it settles them only when asked.
+        for leases in self.accounts.unsettled(node, &kept).chunks(MAX_UNSETTLED) {
+            out.send(node, Message::Unsettled { leases: leases.to_vec() });
+        }
     }
 
     /// A node says that it holds a lease: it goes on, is taken up from a former collector, or is revoked.

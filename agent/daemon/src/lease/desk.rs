@@ -65,6 +65,8 @@ pub(super) struct Desk {
     queue: VecDeque<Token>,
     running: Option<(Token, u64)>,
     parameters: BTreeMap<Hash, Option<Bytes>>,
+    /// The first lease that this process took.
+    first: Option<Token>,
 }
 
 impl Desk {
@@ -72,6 +74,7 @@ impl Desk {
     pub(super) fn take(&mut self, lease: v1::Lease) -> Option<Hash> {
         let token = Token(lease.token);
         let needs = parameters_of(&lease);
+        self.first.get_or_insert(token);
         let held = Held { lease, stage: Stage::Waiting, progress: 0, energy: Energy::ZERO };
         if self.held.insert(token, held).is_none() {
             self.queue.push_back(token);
@@ -264,6 +267,17 @@ impl Desk {
         if self.running() == Some(token) { None } else { held.lease.job.parse().ok() }
     }
 
+    /// Whether a lease is in hand, finished ones included.
+    pub(super) fn holds(&self, token: Token) -> bool {
+        self.held.contains_key(&token)
+    }
+
+    /// Whether this process knows if a lease began. Tokens grow: one above the first that was taken here was
+    /// given while this process ran, and no process before it can have begun it.
+    pub(super) fn knows_begun(&self, token: Token) -> bool {
+        self.first.is_some_and(|first| token >= first)
+    }
+
     /// A finished lease's blob and its name, where it has one.
     pub(super) fn blob(&self, token: Token) -> Option<(Hash, Bytes)> {
         let Stage::Finished { result, blob, .. } = &self.held.get(&token)?.stage else { return None };
@@ -410,6 +424,19 @@ mod tests {
     }
 
     #[test]
+    fn it_knows_of_every_lease_since_the_first_whether_it_began() {
+        let mut desk = Desk::default();
+        assert!(!desk.knows_begun(Token(9)), "a process before may have begun any");
+        desk.take(lease(5, None));
+        desk.take(lease(7, None));
+        assert!(!desk.knows_begun(Token(4)));
+        assert!(desk.knows_begun(Token(5)) && desk.knows_begun(Token(6)) && desk.knows_begun(Token(8)));
+        assert!(desk.holds(Token(7)) && !desk.holds(Token(6)));
+        desk.remove(Token(5));
+        assert!(!desk.holds(Token(5)) && desk.knows_begun(Token(6)));
+    }
+
+    #[test]
     fn parameters_that_cannot_be_had_fail_each_waiting_lease() {
         let mut desk = Desk::default();
         let hash = Hash::of(b"p");
@@ -418,6 +445,7 @@ mod tests {
         let outcome = Err(tonic::Status::not_found("gone"));
         let failed = desk.fetched(Fetched { hash, outcome });
         assert_eq!(failed.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [Token(1), Token(2)]);
+        assert_eq!(desk.waiting(Token(1)), Some("j".parse().unwrap()), "it never began");
         for (token, result) in failed {
             desk.finish(token, result, Bytes::new());
         }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use wattmill_protocol::{Energy, Source, Token};
+use wattmill_protocol::{Energy, JobId, Source, Token};
 
 use super::shards::{CpuClock, Shards};
 use crate::attribution;
@@ -73,7 +73,7 @@ impl Core {
         let windows = Windows::resumed(ledger.known(boot_id));
         ledger.boot_id = boot_id.map(str::to_owned);
         for shard in std::mem::take(&mut ledger.open) {
-            ledger.settle(shard);
+            ledger.settle(shard, false);
         }
         Self {
             ledger,
@@ -100,6 +100,14 @@ impl Core {
     /// Ends a shard; its energy settles with the window.
     pub(super) fn end(&mut self, token: Token, clock: CpuClock<'_>) {
         self.shards.end(token, clock);
+    }
+
+    /// Settles a lease that is not known with nothing.
+    pub(super) fn account_for(&mut self, token: Token, job: JobId, unrecorded: bool) {
+        if !self.shards.has(token) && !self.ledger.owes(token) {
+            tracing::info!(%token, %job, unrecorded, "a lease without a record is settled with no joules");
+            self.ledger.settle(OpenShard { token, job, energy: Energy::ZERO }, unrecorded);
+        }
     }
 
     /// Closes a window.
@@ -130,7 +138,7 @@ impl Core {
 
     fn settle(&mut self, shard: OpenShard) {
         tracing::debug!(token = %shard.token, job = %shard.job, energy = %shard.energy, "shard settled");
-        self.ledger.settle(shard);
+        self.ledger.settle(shard, false);
     }
 
     /// The counter's last reading is void, for later runs too: a substitute has counted past it.

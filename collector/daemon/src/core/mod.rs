@@ -340,7 +340,7 @@ impl Core {
             }
             Message::Committed { tokens } => tokens.iter().for_each(|token| self.traces.committed(*token)),
             Message::Revoke { token, reason } => self.traces.revoked(*token, reason.as_str()),
-            Message::Reply { .. } | Message::Settled { .. } => {}
+            Message::Reply { .. } | Message::Settled { .. } | Message::Unsettled { .. } => {}
         }
         self.sessions.send(node, sessions::message(message, traceparent));
     }

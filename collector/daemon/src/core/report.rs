@@ -20,6 +20,9 @@ struct EnergyReport {
     samples: u64,
     rounds: u32,
     requeues: BTreeMap<&'static str, u32>,
+    /// Leases whose node's ledger does not know them, as of an agent that was killed: their joules are among
+    /// the node's other ones.
+    unrecorded_leases: u32,
     useful_flops: u64,
     elapsed_seconds: f64,
     mfu_ratio: Option<f64>,
@@ -85,6 +88,7 @@ impl Core {
             samples: job.samples,
             rounds: job.round,
             requeues: job.requeues.iter().map(|(reason, n)| (reason.as_str(), *n)).collect(),
+            unrecorded_leases: job.unrecorded,
             useful_flops: job.useful_flops,
             elapsed_seconds: job.elapsed_ms as f64 / 1e3,
             mfu_ratio: job_mfu(job),

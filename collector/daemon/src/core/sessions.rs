@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use wattmill_protocol::{NodeId, PROTOCOL_VERSION, Token, v1};
-use wattmill_work::{Capability, Event, HeldLease, Message, Task};
+use wattmill_work::{Capability, Event, HeldLease, Message, Task, UnsettledLease};
 
 use super::command::{OpenRefused, ToNode};
 use super::{Core, outcome};
@@ -183,6 +183,10 @@ pub(crate) fn message(message: Message, traceparent: String) -> v1::to_node::Kin
         }
         Message::Reply { token, outcome: result } => reply(token, outcome(result)),
         Message::Settled { sequence } => Kind::Settled(v1::Settled { sequence }),
+        Message::Unsettled { leases } => {
+            let lease = |l: UnsettledLease| v1::UnsettledLease { token: l.token.0, job: l.job.to_string() };
+            Kind::Unsettled(v1::Unsettled { leases: leases.into_iter().map(lease).collect() })
+        }
         Message::Committed { tokens } => {
             Kind::Committed(v1::Committed { tokens: tokens.into_iter().map(|t| t.0).collect() })
         }

@@ -167,17 +167,17 @@ async fn persist<T, F: Future<Output = Result<T, Status>>>(
 /// Whether it may pass: a collector that is away or full is one day back or has room.
 fn passes(status: &Status) -> bool {
     use tonic::Code;
-    match status.code() {
+    !matches!(
+        status.code(),
         Code::NotFound
-        | Code::InvalidArgument
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::DataLoss
-        | Code::Unimplemented
-        | Code::PermissionDenied
-        | Code::Unauthenticated => false,
-        _ => true,
-    }
+            | Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::DataLoss
+            | Code::Unimplemented
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+    )
 }
 
 async fn fetch(mut client: Client, hash: Hash, moved: Arc<AtomicU64>) -> Result<Bytes, Status> {

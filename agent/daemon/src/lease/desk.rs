@@ -131,6 +131,11 @@ impl Desk {
         Some(Start { token, job, run })
     }
 
+    /// Whether no lease is in hand.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// Leases that wait for nothing but the worker.
     pub(super) fn ready_to_start(&self) -> impl Iterator<Item = Token> {
         self.queue.iter().copied().filter(|token| self.ready(*token).is_some())
@@ -376,7 +381,7 @@ mod tests {
         assert_eq!(desk.committed(Token(1)), Some(7));
         assert_eq!(desk.committed(Token(1)), None, "counted once");
         assert!(desk.remove(Token(2)), "it was computing");
-        assert!(desk.held().is_empty());
+        assert!(desk.is_empty());
     }
 
     fn progress(desk: &Desk) -> Vec<(u64, u64)> {
@@ -440,6 +445,7 @@ mod tests {
         let outcome = Err(tonic::Status::not_found("gone"));
         let failed = desk.fetched(Fetched { hash, outcome });
         assert_eq!(failed.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [Token(1), Token(2)]);
+        assert_eq!(desk.waiting(Token(1)), Some("j".parse().unwrap()), "it never began");
         for (token, result) in failed {
             assert_eq!(desk.waiting(token), Some("j".parse().unwrap()), "it never began");
             desk.finish(token, result, Bytes::new());

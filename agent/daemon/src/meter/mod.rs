@@ -149,8 +149,8 @@ impl Meter {
         self.shared.lock().core.account_for(token, job, unrecorded);
     }
 
-    /// A shard has ended: call it while its process still lives. Its energy settles
-    /// with the window in which it ends.
+    /// A shard has ended: call it while its process still lives. Its energy settles with
+    /// the window in which it ends.
     pub fn end(&self, token: Token) {
         self.shared.lock().core.end(token, &clock::process_cpu_nanos);
     }
@@ -191,9 +191,19 @@ impl Meter {
         *sum = sum.saturating_add(flops);
     }
 
-    /// Notes a device's dense peak FLOP/s; one that is configured goes before it.
+    /// Notes a device's dense peak FLOP/s, which it was seen to do. One that is configured goes before it,
+    /// unless the device does more: η would exceed 1.
     pub fn set_peak_flops(&self, device: &str, precision: &str, flops: f64) {
-        let flops = self.shared.configured_peaks.get(device).copied().unwrap_or(flops);
+        let configured = self.shared.configured_peaks.get(device).copied();
+        if let Some(configured) = configured.filter(|configured| *configured < flops) {
+            tracing::warn!(
+                device,
+                configured,
+                measured = flops,
+                "peak.flops is less than the device was measured to do; going by the measurement"
+            );
+        }
+        let flops = configured.map_or(flops, |configured| configured.max(flops));
         self.shared.lock().peak_flops.insert((device.to_owned(), precision.to_owned()), flops);
     }
 

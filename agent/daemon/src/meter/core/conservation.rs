@@ -18,6 +18,8 @@ const GPU: &str = "GPU-1";
 /// AMD's range: 65.5 kJ.
 const MODULUS: u64 = 65_532_610_988;
 const MILLISECOND: Duration = Duration::from_millis(1);
+/// What a package draws between the readings of its counter and of the estimate: 100 W for a millisecond.
+const BETWEEN: u64 = 100_000;
 /// Readings without the GPU's counter after which the model's integral counts.
 const MISSES: u32 = 2;
 
@@ -168,9 +170,15 @@ impl World {
     fn close(&mut self, rapl: bool, late: Option<bool>, counter: bool, power: bool) {
         self.now += MILLISECOND * 2;
         let mut energy = Vec::new();
-        let package = rapl.then(|| (self.package_base + self.package) % MODULUS);
+        let begun = self.package;
+        // Between the two readings of the package a little is drawn: it must count once.
+        let early = if late == Some(true) { self.estimate(rapl, late) } else { None };
+        self.package += u64::from(early.is_some()) * BETWEEN;
+        let read = self.package;
+        let package = rapl.then(|| (self.package_base + read) % MODULUS);
         energy.extend(package.map(|raw| self.package_reading(raw)));
-        energy.extend(self.estimate(rapl, late));
+        self.package += u64::from(early.is_none()) * BETWEEN;
+        energy.extend(if early.is_some() { early } else { self.estimate(rapl, late) });
         energy.extend(self.gpu_readings(counter, power));
         let read_counter = counter.then_some(self.gpu_shown);
         let reading = Reading { energy, ..Reading::default() };
@@ -188,8 +196,8 @@ impl World {
         let after: Vec<u64> = self.core.ledger.meters.values().map(|entry| entry.microjoules).collect();
         // New meters begin at zero; whatever was there has not gone down.
         assert!(before.iter().sum::<u64>() <= after.iter().sum::<u64>());
-        self.check(0, Scope::Cpu, PACKAGE, self.package, package);
-        self.check(1, Scope::Gpu, GPU, self.gpu, read_counter);
+        self.check(0, Scope::Cpu, PACKAGE, [begun, read, self.package], package);
+        self.check(1, Scope::Gpu, GPU, [self.gpu; 3], read_counter);
     }
 
     fn reading(&self, class: Class, device: &str, source: Source, raw: u64) -> EnergyReading {
@@ -269,7 +277,8 @@ impl World {
         }
     }
 
-    fn check(&mut self, account: usize, scope: Scope, device: &str, truth: u64, raw: Option<u64>) {
+    /// `truth` is that before the window was read, when the counter was read, and now.
+    fn check(&mut self, account: usize, scope: Scope, device: &str, truth: [u64; 3], raw: Option<u64>) {
         let ledger = &self.core.ledger;
         let sums = ledger.scopes.iter().filter(|((s, _), _)| *s == scope);
         if ledger.scopes.keys().all(|(s, _)| *s != scope) {
@@ -277,14 +286,16 @@ impl World {
         }
         let sum: u64 = sums.map(|(_, entry)| entry.microjoules).sum();
         let account = &mut self.accounts[account];
-        let seen = truth - *account.base.get_or_insert(truth);
-        assert!(sum <= seen, "{device}: {sum} µJ of {seen} were counted");
+        let base = *account.base.get_or_insert(truth[0]);
+        assert!(sum <= truth[2] - base, "{device}: {sum} µJ of {} were counted", truth[2] - base);
         let hardware = |meter: &MeterId| meter.device == device && meter.source == Source::Counter;
         let last = ledger.meters.iter().find(|(meter, _)| hardware(meter)).and_then(|(_, entry)| entry.last);
         // The counter goes on from what was read just now, and not from an older reading or from nothing.
         let Some(raw) = raw.filter(|raw| last == Some((*raw, self.now.as_nanos() as u64))) else { return };
         let gaps = ledger.gaps.iter().filter(|((d, _), _)| d == device).map(|(_, times)| times).sum();
-        let now = Anchor { truth, missing: seen - sum, gaps };
+        let truth = truth[1];
+        assert!(sum <= truth - base, "{device}: {sum} µJ of {} were counted", truth - base);
+        let now = Anchor { truth, missing: truth - base - sum, gaps };
         if let Some(before) = account.anchor.replace(now) {
             let gap = if gaps > before.gaps { truth - before.truth } else { 0 };
             let bound = before.missing + gap;

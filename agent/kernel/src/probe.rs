@@ -11,8 +11,10 @@ use crate::random::SplitMix64;
 /// Rows, columns and depth of each product. Three such matrices are 768 KiB: they fit the second-level
 /// cache of a server's core, and the sum is not cut, so that the product runs at the best rate.
 const SIZE: usize = 256;
-/// Products per thread and run: 5.4 GFLOP, 20 to 50 ms at 100 to 240 GFLOP/s.
-const PRODUCTS: usize = 160;
+/// Products per thread and run: 0.54 GFLOP, 2 to 5 ms at 100 to 240 GFLOP/s. Short enough to fit between two
+/// turns of whatever else wants the CPU (schedulers give some 3 ms or more at a time), so that the best of many
+/// runs is one that nothing interrupted; a hundred times as long as it takes to wake the threads.
+const PRODUCTS: usize = 16;
 
 /// A dense `f32` workload on all threads at once.
 pub struct Probe {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use wattmill_kernel::SetupError;
 use wattmill_kernel::probe::Probe;
 
-/// No run starts after this: ten runs or so of 20 to 50 ms, long enough for the clock to rise.
+/// No run starts after this: a hundred runs or so of 2 to 5 ms, long enough for the clock to rise.
 const BUDGET: Duration = Duration::from_millis(350);
 /// Runs on a machine so slow that one exceeds the budget; the first warms caches and clock.
 const LEAST_RUNS: u32 = 2;

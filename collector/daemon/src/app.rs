@@ -1,14 +1,14 @@
 //! The program: its tasks, its start and its orderly end.
 
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use wattmill_protocol::{MAX_CONTROL_MESSAGE_BYTES, exit, v1};
@@ -21,7 +21,8 @@ use crate::config::Config;
 use crate::core::{Command, Core, Handle, Traces};
 use crate::ingest::{Ingest, MetricsService};
 use crate::state::{PersistError, Rollup, Telemetry};
-use crate::store::{Sqlite, StoreError};
+use crate::store::{Sqlite, StoreError, TelemetryStore};
+use crate::tasks::Tasks;
 
 /// How often telemetry is made durable.
 const CHECKPOINT: Duration = Duration::from_secs(10);
@@ -33,14 +34,20 @@ const GRACE: Duration = Duration::from_secs(5);
 /// A collector that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
-    /// The state folder cannot be made.
-    #[error("cannot make the state folder {}; set `state_dir`, or give this user the right", path.display())]
+    /// The state folder cannot be made or written.
+    #[error("cannot use the state folder {}; set `state_dir`, or give this user the right", path.display())]
     StateDir {
         /// The folder.
         path: PathBuf,
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// Another collector has the state folder.
+    #[error("another wattmill-collector uses {}: stop it, or give each its own `state_dir`", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
     },
     /// A port cannot be listened on.
     #[error("cannot listen on {address} ({key}); is another collector running? `{key}` sets another address")]
@@ -74,14 +81,54 @@ pub(crate) enum AppError {
     /// A task ended before its time.
     #[error("task {0} ended unexpectedly")]
     Task(&'static str),
+    /// A task panicked.
+    #[error("task {task} panicked, which is a bug: {message}")]
+    Panicked {
+        /// Which.
+        task: &'static str,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// The content of a state folder, which is this process's alone while this lives.
+pub(crate) struct State {
+    store: Sqlite,
+    telemetry: TelemetryStore,
+    blobs: Blobs,
+    _lock: File,
+}
+
+/// The database of a state folder.
+pub(crate) fn database(config: &Config) -> PathBuf {
+    config.state_dir.join("collector.db")
 }
 
 /// Opens the store and the blobs of a state folder, making them where they are absent.
-pub(crate) async fn open(config: &Config) -> Result<(Sqlite, Blobs), AppError> {
+pub(crate) async fn open(config: &Config) -> Result<State, AppError> {
     let path = &config.state_dir;
-    std::fs::create_dir_all(path).map_err(|source| AppError::StateDir { path: path.clone(), source })?;
+    let failed = |source| AppError::StateDir { path: path.clone(), source };
+    std::fs::create_dir_all(path).map_err(failed)?;
+    let lock = lock(path, File::options().create(true).truncate(false))?;
     let blobs = Blobs::open(&path.join("blobs"), config.limits.staged_bytes)?;
-    Ok((Sqlite::open(&path.join("collector.db")).await?, blobs))
+    let telemetry = TelemetryStore::open(&path.join("telemetry.db")).await?;
+    Ok(State { store: Sqlite::open(&database(config)).await?, telemetry, blobs, _lock: lock })
+}
+
+/// Takes the folder, where a collector was there before; nothing is made.
+pub(crate) fn lock_existing(folder: &Path) -> Result<File, AppError> {
+    lock(folder, &mut File::options())
+}
+
+/// Two collectors on one folder would commit the same rounds twice.
+fn lock(folder: &Path, options: &mut std::fs::OpenOptions) -> Result<File, AppError> {
+    let failed = |source| AppError::StateDir { path: folder.to_owned(), source };
+    let lock = options.write(true).open(folder.join("lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(AppError::Locked { path: folder.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// Runs until a signal or a failure.
@@ -92,8 +139,8 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     if config.insecure {
         tracing::warn!("insecure = true: everything is served in clear text");
     }
-    let (store, blobs) = open(&config).await?;
-    let telemetry = Arc::new(Telemetry::restore(store.telemetry().await?)?);
+    let State { store, telemetry: telemetry_store, blobs, _lock } = open(&config).await?;
+    let telemetry = Arc::new(restore(&telemetry_store).await?);
     let durable = telemetry.checkpoint(None);
     let (rollup, rollups) = watch::channel(Arc::new(telemetry.rollup(unix_nanos())));
     let blobs = Arc::new(blobs);
@@ -114,65 +161,80 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     let stop = CancellationToken::new();
     let ingest = Arc::new(Ingest::new(Arc::clone(&telemetry)));
     let pages = Pages { core: handle.clone(), telemetry: Arc::clone(&telemetry), rollups };
-    let mut tasks: JoinSet<(&'static str, Result<(), AppError>)> = JoinSet::new();
-    tasks.spawn(named("core", {
+    let mut tasks = Tasks::default();
+    tasks.spawn("core", {
         let stop = stop.clone();
         async move { core.run(stop).await.map_err(AppError::from) }
-    }));
-    tasks.spawn(named("roll-up", roll_up(Arc::clone(&telemetry), rollup, stop.clone())));
-    tasks.spawn(named(
+    });
+    tasks.spawn("roll-up", roll_up(Arc::clone(&telemetry), rollup, stop.clone()));
+    tasks.spawn(
         "checkpoint",
-        checkpoint(Arc::clone(&telemetry), store.share(), durable.sequence, handle.clone(), stop.clone()),
-    ));
-    tasks.spawn(named("http", {
+        checkpoint(Arc::clone(&telemetry), telemetry_store, durable.sequence, handle.clone(), stop.clone()),
+    );
+    tasks.spawn("http", {
         let (router, stop) = (http::router(pages, Arc::clone(&ingest)), stop.clone());
         async move { Ok(axum::serve(web, router).with_graceful_shutdown(stop.cancelled_owned()).await?) }
-    }));
+    });
     let control = Control::new(handle.clone(), Arc::clone(&telemetry), blobs.staged_limit(), stop.clone());
-    tasks.spawn(named("grpc", {
+    tasks.spawn("grpc", {
         let parameters = Parameters::new(blobs, handle.live);
         serve_grpc(grpc, ingest, control, parameters, stop.clone())
-    }));
+    });
     notify(&[sd_notify::NotifyState::Ready]);
     let outcome = supervise(&mut tasks, &stop).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
-    let drained = tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
-    if drained.is_err() {
+    let drained = tokio::time::timeout(GRACE, drain(&mut tasks)).await.unwrap_or_else(|_| {
         tracing::warn!("some tasks did not end in time");
-    }
+        Ok(())
+    });
     store.close().await;
     tracing::info!("collector stopped");
+    // What could not be made durable at the end is a failure too.
+    outcome.and(drained)
+}
+
+/// Waits for the tasks that still run; the last failure is returned, all are logged.
+async fn drain(tasks: &mut Tasks) -> Result<(), AppError> {
+    let mut outcome = Ok(());
+    while let Some((task, ended)) = tasks.next_end().await {
+        if let Err(error) = &ended {
+            tracing::error!(task, error = exit::describe(error), "a task failed while the collector stopped");
+            outcome = ended;
+        }
+    }
     outcome
 }
 
-async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, AppError> {
+/// The telemetry of the store; records that cannot be read are set aside and said.
+async fn restore(store: &TelemetryStore) -> Result<Telemetry, AppError> {
+    let (telemetry, damaged) = Telemetry::restore(store.load().await?)?;
+    for damaged in &damaged {
+        tracing::error!(error = %damaged.error, "set aside in the table set_aside of telemetry.db");
+    }
+    if !damaged.is_empty() {
+        store.set_aside(&damaged, i64::try_from(unix_nanos() / 1_000_000).unwrap_or(i64::MAX)).await?;
+    }
+    Ok(telemetry)
+}
+
+pub(crate) async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, AppError> {
     TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, key, source })
 }
 
-async fn named(
-    name: &'static str,
-    task: impl Future<Output = Result<(), AppError>>,
-) -> (&'static str, Result<(), AppError>) {
-    (name, task.await)
-}
-
 /// Waits for a signal, or for a task that ends before its time.
-async fn supervise(
-    tasks: &mut JoinSet<(&'static str, Result<(), AppError>)>,
-    stop: &CancellationToken,
-) -> Result<(), AppError> {
+async fn supervise(tasks: &mut Tasks, stop: &CancellationToken) -> Result<(), AppError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        ended = tasks.join_next() => {
+        ended = tasks.next_end() => {
             stop.cancel();
             match ended {
-                Some(Ok((_, Err(error)))) => Err(error),
-                Some(Ok((name, Ok(())))) => Err(AppError::Task(name)),
-                Some(Err(_)) | None => Err(AppError::Task("(panicked)")),
+                Some((_, Err(error))) => Err(error),
+                Some((name, Ok(()))) => Err(AppError::Task(name)),
+                None => Err(AppError::Task("(none)")),
             }
         }
     }
@@ -218,7 +280,7 @@ async fn roll_up(
 /// Makes telemetry durable, tells nodes how far, and does it once more at the end.
 async fn checkpoint(
     telemetry: Arc<Telemetry>,
-    store: Sqlite,
+    store: TelemetryStore,
     mut sequence: u64,
     core: Handle,
     stop: CancellationToken,
@@ -228,7 +290,7 @@ async fn checkpoint(
     loop {
         let going_on = stop.run_until_cancelled(ticks.tick()).await.is_some();
         let checkpoint = telemetry.checkpoint(Some(sequence));
-        match store.put_telemetry(&checkpoint.records).await {
+        match store.put(&checkpoint.records).await {
             Ok(()) => {
                 sequence = checkpoint.sequence;
                 // The core is gone only when the program ends.
@@ -242,6 +304,7 @@ async fn checkpoint(
             }
         }
         if !going_on {
+            store.close().await;
             return Ok(());
         }
     }

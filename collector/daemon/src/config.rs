@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use wattmill_protocol::config_file::{self, ConfigError};
+use tonic::codegen::http::Uri;
+use wattmill_protocol::config_file::{self, ConfigError, Origins};
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub(crate) const DEFAULT_PATH: &str = "/etc/wattmill/collector.toml";
@@ -112,23 +113,28 @@ impl Default for Limits {
 impl Config {
     /// Reads and checks the configuration. Without a file at the default place the defaults hold.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let default = Path::new(DEFAULT_PATH);
-        let config = match path {
-            Some(path) => config_file::load(path)?,
-            None if default.exists() => config_file::load(default)?,
-            None => Self::default(),
-        };
-        config.check(path.unwrap_or(default))?;
+        let (config, origins) = config_file::load::<Self>(path, Path::new(DEFAULT_PATH))?;
+        config.check(&origins)?;
         Ok(config)
     }
 
-    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+    fn check(&self, origins: &Origins) -> Result<(), ConfigError> {
         for (key, address) in [("listen_grpc", self.listen_grpc), ("listen_http", self.listen_http)] {
             if !address.ip().is_loopback() && !self.insecure {
                 let message = format!(
                     "{address} is reached by others, in clear text; listen on 127.0.0.1, or set `insecure = true`"
                 );
-                return Err(ConfigError::value(path, key, message));
+                return Err(origins.error(key, message));
+            }
+        }
+        if let Some(endpoint) = &self.traces.endpoint {
+            let plain = |uri: &Uri| {
+                uri.scheme_str() == Some("http") && uri.host().is_some() && uri.port_u16().is_some()
+            };
+            if !endpoint.parse::<Uri>().as_ref().is_ok_and(plain) {
+                let message =
+                    format!("{endpoint:?} is not a URL like \"http://127.0.0.1:4317\" (without TLS)");
+                return Err(origins.error("traces.endpoint", message));
             }
         }
         let positive = [
@@ -137,7 +143,7 @@ impl Config {
             ("limits.staged_bytes", self.limits.staged_bytes),
         ];
         match positive.into_iter().find(|(_, value)| *value == 0) {
-            Some((key, _)) => Err(ConfigError::value(path, key, "must be at least 1")),
+            Some((key, _)) => Err(origins.error(key, "must be at least 1")),
             None => Ok(()),
         }
     }
@@ -169,6 +175,14 @@ mod tests {
             ),
             ("[leases]\nduration_ms = 0", "collector.toml: leases.duration_ms: must be at least 1"),
             ("[leases]\ngrace_ms = -1", "collector.toml:2: invalid value"),
+            (
+                "[traces]\nendpoint = \"localhost\"",
+                "collector.toml: traces.endpoint: \"localhost\" is not a URL like",
+            ),
+            (
+                "[traces]\nendpoint = \"https://x:1\"",
+                "collector.toml: traces.endpoint: \"https://x:1\" is not",
+            ),
             ("[log]\nformat = \"xml\"", "collector.toml:2: unknown variant `xml`"),
         ];
         let folder = tempfile::tempdir().unwrap();

@@ -6,12 +6,14 @@
 mod api;
 mod app;
 mod blobs;
+mod check;
 mod config;
 mod core;
 mod ingest;
 mod reduce;
 mod state;
 mod store;
+mod tasks;
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -28,7 +30,11 @@ use crate::config::{Config, LogFormat};
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 fine, 1 failure while running, 64 usage, 78 bad configuration."
+    after_help = "Users and agents reach it by gRPC (127.0.0.1:4317), Prometheus and browsers by HTTP \
+                  (127.0.0.1:9767: /metrics, /sd, a status page). Agents need `collector = \"http://…:4317\"`; \
+                  docs/configuration.md lists every key. RUST_LOG=debug logs more.\n\n\
+                  Exit codes: 0 fine, 1 failure while running (a port or the state folder is taken, say), \
+                  64 usage, 78 bad configuration."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -41,11 +47,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the daemon in the foreground.
+    /// Run the daemon in the foreground until SIGTERM or SIGINT. It logs to standard error.
     Run,
-    /// Check the configuration, the state folder and the ports, and say what is wrong.
+    /// Say whether the daemon could start: configuration, state folder, ports. Makes and changes nothing.
+    ///
+    /// The ports are bound for a moment. Where a collector runs on the state folder already, they are left
+    /// alone. Ends with 1 when something is wrong, with 78 when it is the configuration.
     Check,
-    /// Create the database, or bring it to this version.
+    /// Create the database, or bring it to this version; `run` does so too.
     Migrate,
 }
 
@@ -69,22 +78,14 @@ fn main() -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Run => runtime.block_on(app::run(config)),
-        Command::Check => runtime.block_on(check(&config)),
+        Command::Check if runtime.block_on(check::run(&config)) => Ok(()),
+        Command::Check => return ExitCode::from(exit::FAILURE),
         Command::Migrate => runtime.block_on(async { app::open(&config).await.map(drop) }),
     };
     match outcome {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) => fail(exit::FAILURE, &error),
     }
-}
-
-async fn check(config: &Config) -> Result<(), app::AppError> {
-    let (store, _) = app::open(config).await?;
-    println!("configuration  ok");
-    println!("state          {} (cluster {})", config.state_dir.display(), store.cluster().await?);
-    println!("gRPC           {}", config.listen_grpc);
-    println!("HTTP           {}", config.listen_http);
-    Ok(())
 }
 
 fn fail(code: u8, error: &dyn Error) -> ExitCode {

@@ -54,33 +54,70 @@ pub enum ConfigError {
     },
 }
 
-impl ConfigError {
+/// Which file each key was read from, so that an error about a value names the file that holds it.
+#[derive(Clone, Debug)]
+pub struct Origins {
+    main: PathBuf,
+    /// Dotted keys, in the order in which they were read: the last one is in force.
+    keys: Vec<(String, PathBuf)>,
+}
+
+impl Origins {
+    /// The last file that sets `key` (dotted) or a key below it; the main file where none does.
+    pub fn of(&self, key: &str) -> &Path {
+        let sets = |set: &str| set.strip_prefix(key).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+        self.keys.iter().rev().find(|(set, _)| sets(set)).map_or(&self.main, |(_, file)| file)
+    }
+
     /// An error about a well-formed value of `key`.
-    pub fn value(path: &Path, key: &'static str, message: impl Into<String>) -> Self {
-        Self::Value { path: path.to_owned(), key, message: message.into() }
+    pub fn error(&self, key: &'static str, message: impl Into<String>) -> ConfigError {
+        ConfigError::Value { path: self.of(key).to_owned(), key, message: message.into() }
+    }
+
+    fn note(&mut self, file: &Path, prefix: &str, table: &toml::Table) {
+        for (key, value) in table {
+            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            match value {
+                toml::Value::Table(inner) if !inner.is_empty() => self.note(file, &key, inner),
+                _ => self.keys.push((key, file.to_owned())),
+            }
+        }
     }
 }
 
-/// Reads `path` and the drop-ins `conf.d/*.toml` beside it into `T`.
+/// Reads a configuration into `T`: the file `named`, which must be there, or else the one at `default`,
+/// which need not; then the drop-ins `conf.d/*.toml` beside it, whether or not it is there.
 ///
 /// # Errors
 /// When a file cannot be read, is not TOML, or holds a key that `T` does not know.
-pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let mut files = vec![path.to_owned()];
-    files.extend(drop_ins(path)?);
+pub fn load<T: DeserializeOwned>(named: Option<&Path>, default: &Path) -> Result<(T, Origins), ConfigError> {
+    let path = named.unwrap_or(default);
+    let mut files = Vec::new();
+    match read(path) {
+        Ok(text) => files.push((path.to_owned(), text)),
+        // Nothing else counts as missing: a file that may not be read is there.
+        Err(ConfigError::Read { source, .. })
+            if named.is_none() && source.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    for file in drop_ins(path)? {
+        let text = read(&file)?;
+        files.push((file, text));
+    }
     let mut merged = toml::Table::new();
-    for file in &files {
-        let text = read(file)?;
-        // Each file alone must fit T's keys, so that the error names the file and its line. Keys that
-        // another file supplies may be missing here, which only the merged whole is checked for.
-        let table = text.parse::<toml::Table>().map_err(|error| parse_error(file, &text, &error))?;
+    let mut origins = Origins { main: path.to_owned(), keys: Vec::new() };
+    for (file, text) in &files {
+        let table = text.parse::<toml::Table>().map_err(|error| parse_error(file, text, &error))?;
+        origins.note(file, "", &table);
         merge(&mut merged, table);
+        // What does not fit any more does not fit because of this file, and its own text says where.
+        if let Err(error) = merged.clone().try_into::<T>() {
+            let alone = toml::from_str::<T>(text).err();
+            return Err(parse_error(file, text, alone.as_ref().unwrap_or(&error)));
+        }
     }
-    if let [only] = files.as_slice() {
-        let text = read(only)?;
-        return toml::from_str(&text).map_err(|error| parse_error(only, &text, &error));
-    }
-    merged.try_into().map_err(|error: toml::de::Error| blame(&files, &error))
+    let value = merged.try_into().map_err(|error| parse_error(path, "", &error))?;
+    Ok((value, origins))
 }
 
 fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
@@ -93,12 +130,14 @@ fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     // Drop-ins of one folder serve two programs on a host that runs both: `agent.d-…` is told apart by
     // its prefix, the program's own file name.
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut files: Vec<PathBuf> = entries
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .filter(|file| file.extension().is_some_and(|e| e == "toml"))
-        .filter(|file| file.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&stem)))
-        .collect();
+    let mut files = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(|source| ConfigError::Read { path: folder.clone(), source })?.path();
+        let named = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&stem));
+        if named && file.extension().is_some_and(|extension| extension == "toml") {
+            files.push(file);
+        }
+    }
     files.sort();
     Ok(files)
 }
@@ -131,23 +170,6 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
 /// 1-based line of a byte offset.
 pub(crate) fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count() + 1
-}
-
-/// An error of the merged whole: named after the last file that holds the key, which is the one in force.
-fn blame(files: &[PathBuf], error: &toml::de::Error) -> ConfigError {
-    let message = error.message().to_owned();
-    let key = message.split('`').nth(1).unwrap_or_default().to_owned();
-    let found = files.iter().rev().find_map(|file| {
-        let text = read(file).ok()?;
-        let line = text.lines().position(|line| {
-            line.trim_start().trim_start_matches('[').starts_with(&key) && !key.is_empty()
-        })?;
-        Some((file.clone(), line + 1))
-    });
-    match found {
-        Some((path, line)) => ConfigError::Parse { path, line: Some(line), message },
-        None => ConfigError::Parse { path: files[0].clone(), line: None, message: error.to_string() },
-    }
 }
 
 #[cfg(test)]
@@ -189,7 +211,7 @@ mod tests {
                 ("conf.d/collector-10.toml", "other = 1\n"),
             ],
         );
-        let sample: Sample = load(&folder.join("agent.toml")).unwrap();
+        let (sample, _) = load::<Sample>(Some(&folder.join("agent.toml")), Path::new("unused")).unwrap();
         assert_eq!(sample, Sample { listen: "a".into(), inner: Inner { watts: 2, name: "n".into() } });
         fs::remove_dir_all(folder).unwrap();
     }
@@ -210,14 +232,46 @@ mod tests {
                 &[("agent.toml", ""), ("conf.d/agent.toml", "[inner]\nwats = 1\n")],
                 "conf.d/agent.toml:2: unknown field `wats`",
             ),
+            (
+                "dropin-type",
+                &[("agent.toml", "listen = \"a\"\n"), ("conf.d/agent.toml", "\n[inner]\nwatts = \"x\"\n")],
+                "conf.d/agent.toml:3: invalid type",
+            ),
         ];
         for (name, files, expected) in table {
             let folder = folder(name, files);
-            let error = load::<Sample>(&folder.join("agent.toml")).unwrap_err().to_string();
+            let error = load::<Sample>(Some(&folder.join("agent.toml")), Path::new("unused"))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(expected), "{name}: {error}");
             fs::remove_dir_all(folder).unwrap();
         }
-        let error = load::<Sample>(Path::new("/nonexistent/agent.toml")).unwrap_err();
+        let nowhere = Path::new("/nonexistent/agent.toml");
+        let error = load::<Sample>(Some(nowhere), nowhere).unwrap_err();
         assert_eq!(error.to_string(), "cannot read /nonexistent/agent.toml");
+        assert!(load::<Sample>(None, nowhere).is_ok(), "a default file may be missing");
+    }
+
+    #[test]
+    fn drop_ins_are_read_without_a_main_file() {
+        let folder = folder("alone", &[("conf.d/agent-10.toml", "[inner]\nwatts = 2\n")]);
+        let path = folder.join("agent.toml");
+        let (sample, origins) = load::<Sample>(None, &path).unwrap();
+        assert_eq!(sample.inner.watts, 2);
+        assert_eq!(origins.of("inner.watts"), folder.join("conf.d/agent-10.toml"));
+        assert_eq!(origins.of("inner"), folder.join("conf.d/agent-10.toml"));
+        assert_eq!(origins.of("inn"), path);
+        assert_eq!(origins.of("listen"), path);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_missing() {
+        // A file where a folder should be: not even root can read what is under it.
+        let folder = folder("unreadable", &[("etc", "")]);
+        let path = folder.join("etc/agent.toml");
+        let error = load::<Sample>(None, &path).unwrap_err().to_string();
+        assert_eq!(error, format!("cannot read {}", path.display()));
+        fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -7,6 +7,9 @@
 //! Invariant: an input that is unknown (a peak, a bandwidth), is not finite, or would be divided by while
 //! it is zero makes the figure absent. No figure is ever guessed, infinite or not a number.
 
+/// What sums of floating-point numbers may be off by, relative: a day of ticks at 1e-16 each.
+const ROUNDING: f64 = 1e-9;
+
 /// A figure that can be shown: finite and not negative.
 fn shown(value: f64) -> Option<f64> {
     (value.is_finite() && value >= 0.0).then_some(value)
@@ -21,9 +24,13 @@ fn ratio(amount: f64, capacity: f64) -> Option<f64> {
 /// dense peak FLOP/s at the precision × time.
 ///
 /// `peak_flop_seconds` is that sum: for each device its peak (FLOP/s) times the seconds in which it was
-/// there, `None` where any device's peak is unknown. Source: design, "η, σ and the objective".
+/// there, `None` where any device's peak is unknown. Absent above 1: no device does more than its peak, so a
+/// peak in the sum is not known yet as it is, or the work took longer than the time it is held against.
+/// Source: design, "η, σ and the objective".
 pub fn mfu_ratio(useful_flops: f64, peak_flop_seconds: Option<f64>) -> Option<f64> {
     ratio(useful_flops, peak_flop_seconds?)
+        .filter(|ratio| *ratio <= 1.0 + ROUNDING)
+        .map(|ratio| ratio.min(1.0))
 }
 
 /// σ, storage capacity utilisation (ratio): bytes used ÷ bytes there are.
@@ -189,6 +196,8 @@ mod tests {
         assert_eq!(mfu_ratio(1e12, None), None);
         assert_eq!(mfu_ratio(0.0, Some(0.0)), None, "no devices");
         assert_eq!(mfu_ratio(0.0, Some(1e12)), Some(0.0), "idle is a figure");
+        assert_eq!(mfu_ratio(1.5e12, Some(1e12)), None, "no device does more than its peak");
+        assert_eq!(mfu_ratio(1e12 + 1.0, Some(1e12)), Some(1.0), "rounding");
         assert_eq!(storage_bandwidth_ratio(1.0, None), None);
         assert_eq!(objective_ratio(Some(0.5), None), None);
         assert_eq!(flops_per_joule(1.0, 0.0), None);
@@ -228,6 +237,7 @@ mod tests {
             ].into_iter().flatten() {
                 prop_assert!(figure.is_finite() && figure >= 0.0);
             }
+            prop_assert!(mfu_ratio(a, Some(b)).is_none_or(|eta| eta <= 1.0));
         }
     }
 }

@@ -30,13 +30,22 @@ pub fn turn() -> File {
 }
 
 /// Tries until there is an answer, or panics with what was waited for.
-pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub async fn eventually<T>(what: &str, attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, attempt).await
+}
+
+/// As [`eventually`], for what is known to take longer.
+pub async fn eventually_within<T>(
+    patience: Duration,
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = attempt().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "not within {} s: {what}", PATIENCE.as_secs());
+        assert!(Instant::now() < deadline, "not within {} s: {what}", patience.as_secs());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

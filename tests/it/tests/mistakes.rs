@@ -75,6 +75,43 @@ fn a_taken_port_and_an_unknown_key_are_named() {
     }
 }
 
+/// `wattmill-collector check` tests the ports and makes nothing; it fails where a port is taken, and not where
+/// the collector itself runs. A second collector is refused the state folder.
+#[tokio::test]
+async fn a_check_makes_nothing_and_a_state_folder_serves_one_collector() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("deep/state");
+    let file = folder.path().join("collector.toml");
+    let check = |config: &str| {
+        fs::write(&file, config).unwrap();
+        run(Command::new(binary("wattmill-collector")).args(["check", "--config"]).arg(&file))
+    };
+    let free = "listen_grpc = \"127.0.0.1:0\"\nlisten_http = \"127.0.0.1:0\"\n";
+    let output = check(&format!("state_dir = {state:?}\n{free}"));
+    assert_eq!(output.code, Some(0), "{}", output.stdout);
+    assert!(!folder.path().join("deep").exists(), "a check makes nothing");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listener = TcpListener::bind(taken).unwrap();
+    let config = format!("state_dir = {state:?}\nlisten_grpc = \"127.0.0.1:0\"\nlisten_http = \"{taken}\"\n");
+    let output = check(&config);
+    assert_eq!(output.code, Some(1), "{}", output.stdout);
+    let says = |words: &str| output.stdout.contains(words);
+    assert!(says(&taken.to_string()) && says("`listen_http`"), "{}", output.stdout);
+    drop(listener);
+
+    let cluster = Cluster::start("").await;
+    let state = cluster.folder().join("collector/state");
+    let own = format!("state_dir = {state:?}\n{free}");
+    fails(
+        &mut daemon("collector", folder.path(), &own),
+        1,
+        &["another wattmill-collector uses", state.to_str().unwrap()],
+    );
+    let output = check(&own);
+    assert_eq!(output.code, Some(0), "{}", output.stdout);
+    assert!(output.stdout.contains("a wattmill-collector runs on it"), "{}", output.stdout);
+}
+
 /// A database that is none is refused by name, and left as it is.
 #[test]
 fn a_corrupt_database_is_refused_and_left_alone() {
@@ -164,14 +201,12 @@ async fn an_agents_corrupt_state_is_set_aside() {
     for path in &ledgers {
         fs::write(path, garbage(path)).unwrap();
     }
-    // Two segments: the first is corrupt, and no torn end.
+    // The only segment, in which the last frame of telemetry stands.
     let spool = state.join("spool");
+    assert_eq!(names(&spool).len(), 1);
     let segment = spool.join(names(&spool).first().unwrap());
-    let good = fs::read(&segment).unwrap();
-    let end = spool.join(format!("{:020}.spool", 1_000_000));
-    fs::write(&end, "").unwrap();
+    assert!(!fs::read(&segment).unwrap().is_empty());
     fs::write(&segment, garbage(&segment)).unwrap();
-    assert!(!good.is_empty());
 
     cluster.agent("one", &cpu, config).await;
     for path in ledgers.iter().chain([&segment]) {

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use wattmill_it::{Cluster, Signal, cpus, digits, eventually, metric, run, turn};
+use wattmill_it::{
+    Cluster, PATIENCE, Signal, cpus, digits, eventually, eventually_within, metric, run, turn,
+};
 use wattmill_protocol::v1;
 
 /// Seconds of a step of the history.
@@ -37,7 +39,8 @@ async fn outage(steps: i64) {
     let from = now().div_euclid(STEP) * STEP + STEP;
     let to = from + steps * STEP;
     let frames = steps * STEP * 5;
-    eventually("the agent keeps what it measures", async || {
+    let patience = PATIENCE + Duration::from_secs(((steps + 1) * STEP).unsigned_abs());
+    eventually_within(patience, "the agent keeps what it measures", async || {
         let waiting = metric(&cluster.agent_metrics("one"), "wattmill_agent_spool_frames", &[])?;
         (now() > to && waiting >= frames as f64).then_some(())
     })
@@ -72,12 +75,56 @@ async fn an_outage_leaves_no_gap() {
     outage(1).await;
 }
 
-/// A collector that is away for whole minutes: the agent's pauses between its tries have grown to their most.
+/// A collector that is away for more than a minute: a gap that the collector would leave empty, were it not for
+/// what the agent kept, and long enough for the agent's pauses between its tries to grow to their most.
 #[tokio::test]
 #[ignore = "takes a minute and a half: make test-full runs it"]
 async fn a_long_outage_leaves_no_gap() {
     let _turn = turn();
-    outage(3).await;
+    outage(7).await;
+}
+
+/// A peak that was measured on a busy host, as bad as can be: it is raised to what the device does, before that
+/// work counts, and η is never above 1.
+#[tokio::test]
+async fn a_peak_below_what_was_done_is_raised() {
+    let _turn = turn();
+    let mut cluster = Cluster::start("").await;
+    let cpu = cpus()[0].to_string();
+    cluster.agent("one", &cpu, FAST).await;
+    cluster.ready(1).await;
+    let shown = |cluster: &Cluster| {
+        let page = cluster.agent_metrics("one");
+        metric(&page, "wattmill_device_peak_flops", &[("device", "cpu")])
+    };
+    let measured = eventually("a peak", async || shown(&cluster)).await;
+    cluster.program("one").signal(Signal::TERM);
+    cluster.program("one").ended().await;
+    let file = cluster.home("one").join("state/peak.json");
+    let mut kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(kept["flops_per_second"].as_f64(), Some(measured));
+    kept["flops_per_second"] = 1000.0.into();
+    // As if all of its bursts were made: only work can raise it.
+    kept["bursts"] = 5.into();
+    std::fs::write(&file, kept.to_string()).unwrap();
+
+    cluster.agent("one", &cpu, FAST).await;
+    assert_eq!(eventually("the kept peak", async || shown(&cluster)).await, 1000.0);
+    cluster.ready(1).await;
+    let job = cluster.submit(&digits(cluster.folder()).replace("epochs = 20", "epochs = 100"), "job").await;
+    let view = cluster
+        .wait_for("the job ends", |view| {
+            let job = view.jobs.iter().find(|j| j.id == job)?;
+            let etas = [view.mfu_ratio, job.mfu_ratio];
+            assert!(etas.iter().flatten().all(|eta| *eta <= 1.0), "{etas:?}");
+            (job.ended && view.mfu_ratio > Some(0.0)).then(|| view.clone())
+        })
+        .await;
+    let raised = eventually("the raised peak", async || shown(&cluster).filter(|peak| *peak > 1e6)).await;
+    assert!(view.mfu_ratio.is_some_and(|eta| eta > 0.0 && eta <= 1.0), "{view:#?}");
+    let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(kept["flops_per_second"].as_f64(), Some(raised), "it is kept");
+    cluster.program("one").says("peak raised").await;
 }
 
 /// Two agents that claim one CPU would bill it twice: the second is refused by name, on both sides, and the

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use tonic::codegen::http::Uri;
-use wattmill_protocol::config_file::ConfigError;
+use wattmill_protocol::config_file::{ConfigError, Origins};
 
-use super::{Bandwidth, Config, EstimateWatts, Gpus, LogFormat, Metering};
+use super::{Bandwidth, Config, EstimateWatts, Gpus, LogFormat, MAX_INTERVAL, Metering};
 use crate::attribution::WHOLE_HOST_PPM;
 use crate::cpus::CpuSet;
 
@@ -104,8 +104,8 @@ struct TracesKeys {
 }
 
 impl File {
-    pub(super) fn checked(self, path: &Path) -> Result<Config, ConfigError> {
-        let wrong = |key: &'static str, message: String| ConfigError::value(path, key, message);
+    pub(super) fn checked(self, origins: &Origins) -> Result<Config, ConfigError> {
+        let wrong = |key: &'static str, message: String| origins.error(key, message);
         let folder = |key: &'static str, value: Option<PathBuf>, default: &str| match value {
             Some(value) if value.as_os_str().is_empty() => Err(wrong(key, "is empty".to_owned())),
             value => Ok(value.unwrap_or_else(|| PathBuf::from(default))),
@@ -134,12 +134,12 @@ impl File {
             nvml_library: (!nvml_library.is_empty()).then(|| nvml_library.into()),
             nvml_explicit,
             gpus: gpus(self.gpus).map_err(|message| wrong("gpus", message))?,
-            metering: self.metering.checked(path)?,
-            estimate: self.estimate.checked(path)?,
+            metering: self.metering.checked(origins)?,
+            estimate: self.estimate.checked(origins)?,
             spool_max_bytes: within(self.spool.max_bytes, 64 << 20, MIN_SPOOL_BYTES, 1 << 40)
                 .map_err(|message| wrong("spool.max_bytes", message))?,
             peak_flops: peak_flops(self.peak.flops).map_err(|message| wrong("peak.flops", message))?,
-            bandwidth: self.bandwidth.checked(path)?,
+            bandwidth: self.bandwidth.checked(origins)?,
             worker_path: self.worker.path.unwrap_or_else(default_worker),
             log_format: self.log.format,
             traces_endpoint: traces.map_err(|message| wrong("traces.endpoint", message))?,
@@ -148,43 +148,43 @@ impl File {
 }
 
 impl MeteringKeys {
-    fn checked(self, path: &Path) -> Result<Metering, ConfigError> {
-        let interval = within(self.interval_ms, 1_000, 100, 60_000)
-            .map_err(|message| ConfigError::value(path, "metering.interval_ms", message))?;
+    fn checked(self, origins: &Origins) -> Result<Metering, ConfigError> {
+        let interval = within(self.interval_ms, 1_000, 100, MAX_INTERVAL.as_millis() as u64)
+            .map_err(|message| origins.error("metering.interval_ms", message))?;
         let gpu = within(self.gpu_interval_ms, 100.min(interval), 10, interval)
-            .map_err(|message| ConfigError::value(path, "metering.gpu_interval_ms", message))?;
+            .map_err(|message| origins.error("metering.gpu_interval_ms", message))?;
         Ok(Metering { interval: Duration::from_millis(interval), gpu_interval: Duration::from_millis(gpu) })
     }
 }
 
 impl EstimateKeys {
-    fn checked(self, path: &Path) -> Result<Option<EstimateWatts>, ConfigError> {
+    fn checked(self, origins: &Origins) -> Result<Option<EstimateWatts>, ConfigError> {
         let (idle_watts, full_watts) = match (self.idle_watts, self.full_watts) {
             (None, None) => return Ok(None),
             (Some(idle), Some(full)) => (idle, full),
             _ => {
                 let message = "idle_watts and full_watts belong together: set both or neither";
-                return Err(ConfigError::value(path, "estimate", message));
+                return Err(origins.error("estimate", message));
             }
         };
         if !(0.0..=1e6).contains(&idle_watts) {
             let message = format!("{idle_watts} is not between 0 and 1000000");
-            return Err(ConfigError::value(path, "estimate.idle_watts", message));
+            return Err(origins.error("estimate.idle_watts", message));
         }
         if !(full_watts <= 1e6 && full_watts >= idle_watts) {
             let message = format!("{full_watts} is less than idle_watts, or more than 1000000");
-            return Err(ConfigError::value(path, "estimate.full_watts", message));
+            return Err(origins.error("estimate.full_watts", message));
         }
         Ok(Some(EstimateWatts { idle_watts, full_watts }))
     }
 }
 
 impl BandwidthKeys {
-    fn checked(self, path: &Path) -> Result<Bandwidth, ConfigError> {
+    fn checked(self, origins: &Origins) -> Result<Bandwidth, ConfigError> {
         let positive = |key: &'static str, value: Option<f64>| match value {
             Some(value) if !(value.is_finite() && value > 0.0) => {
                 let message = format!("{value} is not a positive number of bytes per second");
-                Err(ConfigError::value(path, key, message))
+                Err(origins.error(key, message))
             }
             value => Ok(value),
         };
@@ -251,7 +251,7 @@ fn collector_url(url: &str) -> Result<Uri, String> {
     let uri = uri.ok_or_else(|| format!("{url:?} is not a URL like \"http://127.0.0.1:4317\""))?;
     match uri.scheme_str() {
         Some("http") => Ok(uri),
-        Some("https") => Err("TLS to the collector is not supported yet: use http://".to_owned()),
+        Some("https") => Err("TLS is not supported yet: use http://".to_owned()),
         _ => Err(format!("{url:?} is not a URL like \"http://127.0.0.1:4317\"")),
     }
 }

@@ -85,6 +85,11 @@ impl Gpus {
     }
 }
 
+/// Longest metering window. Energy counters are read once a window and must not go round unseen: the
+/// smallest range sold is 65.5 kJ (AMD), which 2 kW, the most that is believed of a zone, fill in 33 s; so one
+/// reading may fail and its window end late. It also lets a watchdog of 30 s see three windows.
+pub const MAX_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How often things are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metering {
@@ -131,13 +136,8 @@ impl Config {
     /// # Errors
     /// When a file cannot be read, or a key or value is wrong.
     pub fn load(explicit: Option<&Path>) -> Result<Self, ConfigError> {
-        let path = explicit.unwrap_or(Path::new(DEFAULT_PATH));
-        let file = if explicit.is_none() && !path.exists() {
-            File::default()
-        } else {
-            config_file::load::<File>(path)?
-        };
-        file.checked(path)
+        let (file, origins) = config_file::load::<File>(explicit, Path::new(DEFAULT_PATH))?;
+        file.checked(&origins)
     }
 
     /// Folder of the spool.
@@ -188,13 +188,27 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_value_is_named_by_the_drop_in_that_holds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        let drop_in = folder.path().join("conf.d/agent-10.toml");
+        std::fs::create_dir_all(drop_in.parent().unwrap()).unwrap();
+        std::fs::write(&path, "[metering]\ninterval_ms = 500\n").unwrap();
+        std::fs::write(&drop_in, "[metering]\ninterval_ms = 50\n").unwrap();
+        let error = Config::load(Some(&path)).unwrap_err().to_string();
+        let expected = format!("{}: metering.interval_ms: 50 is not between", drop_in.display());
+        assert!(error.starts_with(&expected), "{error}");
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, expected) in [
             ("listen = \"9766\"", "listen: \"9766\" is not an address like"),
             ("cpus = \"0-9\"", "cpus: CPU 8-9 is not online (0-7 are)"),
             ("cpus = \"x\"", "cpus: \"x\" is not a list of CPUs"),
             ("host_fraction = 1.5", "host_fraction: 1.5 is not between 0 and 1"),
-            ("[metering]\ninterval_ms = 50", "metering.interval_ms: 50 is not between 100 and"),
+            ("[metering]\ninterval_ms = 50", "metering.interval_ms: 50 is not between 100 and 10000"),
+            ("[metering]\ninterval_ms = 60000", "metering.interval_ms: 60000 is not between 100 and 10000"),
             ("[estimate]\nidle_watts = 5.0", "estimate: idle_watts and full_watts"),
             ("[estimate]\nidle_watts = 50.0\nfull_watts = 5.0", "estimate.full_watts: 5 is less than"),
             ("collector = \"10.0.0.1:4317\"", "collector: \"10.0.0.1:4317\" is not a URL like"),

@@ -131,6 +131,16 @@ impl Desk {
         Some(Start { token, job, run })
     }
 
+    /// Whether no lease is in hand.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Leases that wait for nothing but the worker.
+    pub(super) fn ready_to_start(&self) -> impl Iterator<Item = Token> {
+        self.queue.iter().copied().filter(|token| self.ready(*token).is_some())
+    }
+
     fn ready(&self, token: Token) -> Option<Bytes> {
         match parameters_of(&self.held.get(&token)?.lease) {
             None => Some(Bytes::new()),
@@ -357,8 +367,9 @@ mod tests {
         let hash = Hash::of(b"p");
         assert_eq!(desk.take(lease(1, Some(hash))), Some(hash));
         assert_eq!(desk.take(lease(2, Some(hash))), None, "fetched once");
-        assert!(desk.start().is_none());
+        assert!(desk.start().is_none() && desk.ready_to_start().next().is_none());
         assert!(desk.fetched(Fetched { hash, outcome: Ok(Bytes::from_static(b"p")) }).is_empty());
+        assert_eq!(desk.ready_to_start().collect::<Vec<_>>(), [Token(1), Token(2)]);
         assert_eq!(desk.start().unwrap().run.parameters, Bytes::from_static(b"p"));
         assert!(desk.start().is_none(), "one at a time");
         let result = v1::TaskResult { useful_flops: 7, ..failure(String::new()) };
@@ -370,7 +381,7 @@ mod tests {
         assert_eq!(desk.committed(Token(1)), Some(7));
         assert_eq!(desk.committed(Token(1)), None, "counted once");
         assert!(desk.remove(Token(2)), "it was computing");
-        assert!(desk.held().is_empty());
+        assert!(desk.is_empty());
     }
 
     fn progress(desk: &Desk) -> Vec<(u64, u64)> {

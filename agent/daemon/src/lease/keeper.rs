@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use wattmill_protocol::v1;
 
 use super::desk::SLOTS;
-use super::worker::{self, Peak, Worker, WorkerError};
+use super::peak::Peak;
+use super::worker::{Worker, WorkerError};
 use crate::config::Config;
 
 /// First and longest pause before another worker is started.
@@ -138,7 +139,7 @@ impl Keeper {
 
 async fn start(config: Arc<Config>) -> Result<(Worker, Peak), WorkerError> {
     let mut worker = Worker::start(&config.worker_path, &config.cpus).await?;
-    let peak = worker::peak(&mut worker, &config.state_dir, config.cpus.len()).await?;
+    let peak = Peak::find(&mut worker, &config).await?;
     Ok((worker, peak))
 }
 
@@ -221,7 +222,7 @@ mod tests {
         assert!(keeper.worker().is_none());
         write_script(&folder.path().join("worker"), &says('a', "cat >/dev/null"));
         let peak = ready(&mut keeper).await;
-        assert_eq!((peak.flops_per_second, peak.precision.as_str()), (1.0, "f32"));
+        assert_eq!(peak.figure(), (1.0, "f32"));
         assert_eq!(keeper.capability(), &Capability { numerics: "a".to_owned(), slots: SLOTS });
     }
 

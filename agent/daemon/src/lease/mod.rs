@@ -8,6 +8,7 @@
 mod blobs;
 mod desk;
 mod keeper;
+mod peak;
 mod session;
 mod traces;
 mod worker;
@@ -21,6 +22,7 @@ use wattmill_protocol::{Token, exit, v1};
 use crate::app::Services;
 use desk::{Delivery, Desk, Standing, Start};
 use keeper::{Capability, Keeper};
+use peak::Peak;
 use session::{Link, Session};
 use traces::Traces;
 use worker::WorkerError;
@@ -52,6 +54,8 @@ pub(crate) async fn run(services: Services) -> String {
         keeper: Keeper::new(Arc::clone(&services.config)),
         announced: None,
         said: None,
+        peak: None,
+        probing: None,
         session: Session::new(link.clone()),
         blobs: blobs::Transfers::new(&link),
         traces,
@@ -70,6 +74,10 @@ struct Leases {
     announced: Option<Capability>,
     /// Why there is no worker, as it was logged last.
     said: Option<String>,
+    /// How fast the device can be; nothing before the first worker.
+    peak: Option<Peak>,
+    /// While the worker measures the peak again.
+    probing: Option<peak::Turn>,
     session: Session,
     blobs: blobs::Transfers,
     traces: Traces,
@@ -83,6 +91,7 @@ impl Leases {
         let mut settlements = self.services.meter.settlements_changed();
         loop {
             let renew_at = self.renewed + self.renew_every();
+            let burst = self.next_burst();
             tokio::select! {
                 biased;
                 // First of all: whatever ends with the agent is handed back, and no failure.
@@ -93,6 +102,7 @@ impl Leases {
                     session::Event::Connected => self.hello(),
                     session::Event::Message(kind) => self.hear(kind),
                 },
+                () = until(burst) => self.probe().await,
                 ended = self.blobs.next() => self.transferred(ended),
                 // The sender lives as long as the meter, which outlives this task.
                 Ok(()) = settlements.changed() => self.settle(),
@@ -101,6 +111,9 @@ impl Leases {
                 self.blobs.give_up_fetch(hash);
             }
             self.start_next().await;
+            if let Some(peak) = self.peak.as_mut().filter(|_| !self.desk.is_empty()) {
+                peak.busy();
+            }
         }
         self.hand_back().await;
     }
@@ -141,13 +154,14 @@ impl Leases {
             // Given before the collector heard that this node stops.
             Kind::Lease(lease) if self.services.stopping.is_cancelled() => self.refuse(&lease),
             Kind::Lease(lease) => {
-                self.traces.begin(Token(lease.token), &lease.traceparent);
+                self.traces.begin(&lease);
                 if let Some(hash) = self.desk.take(lease) {
                     self.blobs.fetch(hash);
                 }
             }
             Kind::Revoke(revoke) => {
                 tracing::info!(token = %Token(revoke.token), reason = revoke.reason, "lease revoked");
+                self.traces.end(Token(revoke.token), Some(&revoke.reason));
                 self.drop_lease(Token(revoke.token));
             }
             Kind::ReportReply(reply) => self.replied(Token(reply.token), reply.outcome()),
@@ -165,9 +179,12 @@ impl Leases {
         match outcome {
             ReportOutcome::Received => {
                 self.desk.deliver(token, Delivery::Received);
-                self.traces.part(token, "report");
+                self.traces.reported(token);
             }
-            ReportOutcome::Committed => self.committed(token),
+            ReportOutcome::Committed => {
+                self.traces.reported(token);
+                self.committed(token);
+            }
             ReportOutcome::BlobMissing => {
                 self.desk.deliver(token, Delivery::Kept);
                 self.report(token);
@@ -181,7 +198,7 @@ impl Leases {
 
     /// A result counts: its model FLOPs were useful, and it may go.
     fn committed(&mut self, token: Token) {
-        self.traces.end(token);
+        self.traces.end(token, None);
         if let Some(flops) = self.desk.committed(token) {
             self.services.meter.add_useful_flops(flops);
         }
@@ -189,7 +206,7 @@ impl Leases {
 
     /// A lease is no longer this node's. Where it computes, only ending the worker stops it.
     fn drop_lease(&mut self, token: Token) {
-        self.traces.end(token);
+        self.traces.end(token, Some("the collector does not take it"));
         self.blobs.give_up_store(token);
         self.settle_if_waiting(token);
         if self.desk.remove(token) {
@@ -215,9 +232,10 @@ impl Leases {
     }
 
     async fn start_next(&mut self) {
-        let Some(worker) = self.keeper.worker() else { return };
+        self.traces.fetched(self.desk.ready_to_start());
+        let Some(worker) = self.keeper.worker().filter(|_| self.probing.is_none()) else { return };
         let Some(Start { token, job, run }) = self.desk.start() else { return };
-        self.traces.part(token, "fetch");
+        self.traces.train(token);
         self.services.meter.begin(token, job, worker.pid());
         let threads = self.services.config.cpus.len() as u32;
         let run = v1::RunTask { threads, ..run };
@@ -232,9 +250,10 @@ impl Leases {
             keeper::Event::Said(kind) => return self.worker_said(kind),
             keeper::Event::Died(error) => self.worker_died(&error),
             keeper::Event::Ready(peak) => {
-                let meter = &self.services.meter;
-                meter.set_numerics(&self.keeper.capability().numerics);
-                meter.set_peak_flops(worker::DEVICE, &peak.precision, peak.flops_per_second);
+                self.services.meter.set_numerics(&self.keeper.capability().numerics);
+                self.peak = Some(peak);
+                self.probing = None;
+                self.show_peak();
                 self.said = None;
             }
             keeper::Event::Failed(error) => {
@@ -269,6 +288,28 @@ impl Leases {
         self.session.reopen();
     }
 
+    /// When the peak is to be measured again: while there is nothing else to do.
+    fn next_burst(&mut self) -> Option<Instant> {
+        let idle = self.keeper.worker().is_some() && self.probing.is_none() && self.desk.is_empty();
+        self.peak.as_ref()?.next_burst().filter(|_| idle)
+    }
+
+    async fn probe(&mut self) {
+        let Some(worker) = self.keeper.worker() else { return };
+        let Some(turn) = self.peak.as_mut().and_then(Peak::begin_burst) else { return };
+        self.probing = Some(turn);
+        if let Err(error) = worker.send(peak::request(self.services.config.cpus.len())).await {
+            let died = self.keeper.broke(error);
+            self.worker_did(died);
+        }
+    }
+
+    fn show_peak(&self) {
+        if let Some((flops_per_second, precision)) = self.peak.as_ref().map(Peak::figure) {
+            self.services.meter.set_peak_flops(peak::DEVICE, precision, flops_per_second);
+        }
+    }
+
     fn worker_said(&mut self, kind: v1::from_worker::Kind) {
         use v1::from_worker::Kind;
         match kind {
@@ -277,16 +318,29 @@ impl Leases {
                 let token = Token(done.token);
                 if self.desk.running() == Some(token) {
                     self.services.meter.end(token);
-                    self.finish(token, done.result.unwrap_or_default(), done.blob);
+                    let result = done.result.unwrap_or_default();
+                    let time = Duration::from_nanos(result.compute_nanoseconds);
+                    let peak = self.peak.as_mut();
+                    if peak.is_some_and(|peak| peak.worked(result.useful_flops, time)) {
+                        self.show_peak();
+                    }
+                    self.finish(token, result, done.blob);
                 }
             }
-            Kind::Hello(_) | Kind::Probe(_) => {}
+            Kind::Probe(reply) => {
+                let burst = self.probing.take().and(self.peak.as_mut());
+                if burst.is_some_and(|peak| peak.end_burst(reply.flops_per_second)) {
+                    self.show_peak();
+                }
+            }
+            Kind::Hello(_) => {}
         }
     }
 
     fn worker_died(&mut self, error: &WorkerError) {
         let reason = exit::describe(error);
         tracing::error!(error = reason, "the worker died");
+        self.probing = None;
         // Who stops the agent may stop its worker as well: that is handed back.
         if let Some(token) = self.desk.running().filter(|_| !self.services.stopping.is_cancelled()) {
             self.services.meter.end(token);
@@ -296,7 +350,11 @@ impl Leases {
     }
 
     fn finish(&mut self, token: Token, result: v1::TaskResult, blob: bytes::Bytes) {
-        self.traces.part(token, "train");
+        let failure = match &result.kind {
+            Some(v1::task_result::Kind::Failure(failure)) => Some(failure.message.as_str()),
+            _ => None,
+        };
+        self.traces.finished(token, failure);
         self.desk.finish(token, result, blob);
         self.report(token);
     }
@@ -394,6 +452,7 @@ impl Leases {
     async fn hand_back(&mut self) {
         let unfinished = self.desk.unfinished();
         for token in &unfinished {
+            self.traces.end(*token, Some("handed back"));
             self.services.meter.end(*token);
             self.settle_if_waiting(*token);
             self.give_back(*token);
@@ -432,5 +491,13 @@ impl Leases {
                 self.hear(kind);
             }
         }
+    }
+}
+
+/// Waits for a time; for ever, where there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

@@ -1,6 +1,5 @@
 //! The worker process: a child on the node's CPUs, spoken to over its standard input and output.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,15 +14,8 @@ use wattmill_protocol::{MAX_WORKER_MESSAGE_BYTES, v1};
 
 use crate::cpus::CpuSet;
 
-/// The compute device of a worker without GPUs.
-pub(super) const DEVICE: &str = "cpu";
 /// How long a worker may take to say hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
-/// How long the peak probe may take.
-const PROBE_WITHIN: Duration = Duration::from_secs(60);
-/// Where the probe's outcome is kept.
-const PEAK_FILE: &str = "peak.json";
-
 /// A worker that cannot be started, or died.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WorkerError {
@@ -61,19 +53,6 @@ pub(super) struct Worker {
     input: FramedWrite<ChildStdin, LengthDelimitedCodec>,
     output: FramedRead<ChildStdout, LengthDelimitedCodec>,
     numerics: String,
-}
-
-/// A device's dense peak.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub(super) struct Peak {
-    /// FLOP/s.
-    pub(super) flops_per_second: f64,
-    /// Of which numbers.
-    pub(super) precision: String,
-    /// What it was measured with.
-    numerics: String,
-    /// On how many CPUs.
-    cpus: usize,
 }
 
 impl Worker {
@@ -147,30 +126,4 @@ fn bind(pid: u32, cpus: &CpuSet) -> Result<(), WorkerError> {
     }
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     rustix::thread::sched_setaffinity(pid, &set).map_err(|errno| WorkerError::Affinity(errno.into()))
-}
-
-/// The peak of the worker's device: from a former probe with the same numerics and CPUs, or a new one.
-pub(super) async fn peak(worker: &mut Worker, state_dir: &Path, cpus: usize) -> Result<Peak, WorkerError> {
-    let path = state_dir.join(PEAK_FILE);
-    let kept = fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str::<Peak>(&text).ok());
-    if let Some(peak) = kept.filter(|p| p.numerics == worker.numerics && p.cpus == cpus) {
-        return Ok(peak);
-    }
-    worker.send(v1::to_worker::Kind::Probe(v1::ProbeRequest { threads: cpus as u32 })).await?;
-    let reply = tokio::time::timeout(PROBE_WITHIN, worker.next()).await;
-    let v1::from_worker::Kind::Probe(reply) = reply.map_err(|_| WorkerError::Silent("probe"))?? else {
-        return Err(WorkerError::Silent("answer the probe"));
-    };
-    let peak = Peak {
-        flops_per_second: reply.flops_per_second,
-        precision: reply.precision,
-        numerics: worker.numerics.clone(),
-        cpus,
-    };
-    tracing::info!(gflops = peak.flops_per_second / 1e9, cpus, numerics = peak.numerics, "peak measured");
-    let text = serde_json::to_string(&peak).unwrap_or_default();
-    if let Err(error) = fs::write(&path, text) {
-        tracing::warn!(file = %path.display(), %error, "the peak is not kept: it is measured again at the next start");
-    }
-    Ok(peak)
 }

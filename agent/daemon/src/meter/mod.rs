@@ -11,12 +11,14 @@ mod shards;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use wattmill_protocol::{JobId, Token};
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, Gpus};
+use crate::counter::GapReason;
 use crate::device::thread::BackendThread;
 use crate::export::spool::SpoolStats;
 use crate::ledger::Ledger;
@@ -115,10 +117,12 @@ impl Meter {
             threads,
             store,
             node,
+            // With NVML turned off no GPU is this node's.
+            wanted: config.nvml_library.as_ref().map_or(Gpus::Listed(Vec::new()), |_| config.gpus.clone()),
             interval: config.metering.interval,
             snapshots,
             closed_at: now,
-            synced_at: now,
+            synced: (now, Duration::ZERO),
             windows: 0,
             ledger_errors: BTreeMap::new(),
             failing: None,
@@ -187,9 +191,19 @@ impl Meter {
         *sum = sum.saturating_add(flops);
     }
 
-    /// Notes a device's dense peak FLOP/s; one that is configured goes before it.
+    /// Notes a device's dense peak FLOP/s, which it was seen to do. One that is configured goes before it,
+    /// unless the device does more: η would exceed 1.
     pub fn set_peak_flops(&self, device: &str, precision: &str, flops: f64) {
-        let flops = self.shared.configured_peaks.get(device).copied().unwrap_or(flops);
+        let configured = self.shared.configured_peaks.get(device).copied();
+        if let Some(configured) = configured.filter(|configured| *configured < flops) {
+            tracing::warn!(
+                device,
+                configured,
+                measured = flops,
+                "peak.flops is less than the device was measured to do; going by the measurement"
+            );
+        }
+        let flops = configured.map_or(flops, |configured| configured.max(flops));
         self.shared.lock().peak_flops.insert((device.to_owned(), precision.to_owned()), flops);
     }
 
@@ -238,7 +252,7 @@ fn open_ledger(found: Found, node: &NodeFacts, config: &Config) -> Core {
             "the ledger was kept on another host; going on with it. If this host is a clone, give it an empty state_dir"
         );
         ledger.machine_id.clone_from(&identity.machine_id);
-        // Whatever its counters said last was said by other counters.
+        ledger.void_readings(GapReason::OtherHost);
         ledger.boot_id = None;
     }
     let settings = Settings { host_fraction_ppm: config.host_fraction_ppm, cpu_count: config.cpus.len() };

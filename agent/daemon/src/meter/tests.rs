@@ -1,5 +1,4 @@
 use std::path::Path;
-use std::time::Duration;
 
 use wattmill_protocol::{Energy, Source};
 
@@ -195,16 +194,18 @@ async fn without_a_disk_metering_goes_on_and_nothing_is_owed_yet() {
 #[tokio::test]
 async fn flops_and_peaks_are_kept_and_configured_ones_go_first() {
     let folder = tempfile::tempdir().unwrap();
-    let config = config(folder.path(), "[peak]\nflops = { cpu = 2.0e12 }\n");
+    let config = config(folder.path(), "[peak]\nflops = { cpu = 2.0e12, fast = 5.0 }\n");
     let meter = start(&config);
     meter.add_useful_flops(40);
     meter.set_peak_flops("cpu", "f32", 1.0);
+    meter.set_peak_flops("fast", "f32", 7.0);
     meter.set_peak_flops("other", "f32", 3.0);
     meter.set_numerics("avx2/f32/1");
     meter.flush().await;
     let snapshot = meter.snapshots().borrow().clone();
     let peak = |device: &str| snapshot.peak_flops[&(device.to_owned(), "f32".to_owned())];
     assert!((peak("cpu") - 2.0e12).abs() < 1.0 && (peak("other") - 3.0).abs() < 1e-9);
+    assert!((peak("fast") - 7.0).abs() < 1e-9, "what the device was seen to do is no less than its peak");
     assert_eq!((snapshot.useful_flops, snapshot.numerics.as_str()), (40, "avx2/f32/1"));
     std::mem::forget(meter);
     let meter = start(&config);

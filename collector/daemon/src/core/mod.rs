@@ -185,10 +185,11 @@ impl Core {
             }
             self.sessions.answer();
         }
+        let committed = self.commit(&cancelled).await;
         let traces = &mut self.traces;
         // Sending the last spans blocks.
         tokio::task::block_in_place(|| traces.stop());
-        self.commit(&cancelled).await
+        committed
     }
 
     fn now(&self) -> Now {
@@ -380,6 +381,7 @@ impl Core {
     }
 
     fn ended(&mut self, job: &JobId) {
+        self.traces.ended(job);
         self.profiles.forget(job);
         self.energy_at_end.insert(job.clone(), self.cluster_energy());
         let Some(record) = self.work.job(job) else { return };

@@ -15,14 +15,17 @@ use super::host::stat::{CpuTime, Stat};
 use super::rapl::Measured;
 use super::{Answer, Class, EnergyReading, Epoch, MeterId, ReadError, Reading, Scope};
 use crate::clock;
-use crate::config::{Config, EstimateWatts};
+use crate::config::{Config, EstimateWatts, MAX_INTERVAL};
 use crate::counter::Limits;
 use table::PowerModel;
 
 /// Name of the zone that the model stands for.
 pub const ZONE: &str = "host";
-/// Longest time between two readings that the model speaks for.
+/// Longest time between two readings that the model speaks for: several of the longest windows, so that some
+/// readings may fail. The model is a line, so that a span's mean utilisation gives its joules exactly; what bounds
+/// it is that a host that was not read for longer was stopped or starved, and what it drew then is not known.
 const MAX_SPAN: Duration = Duration::from_secs(60);
+const _: () = assert!(MAX_SPAN.as_secs() > 5 * MAX_INTERVAL.as_secs());
 
 /// Watts as a function of CPU utilisation.
 #[derive(Clone, PartialEq, Debug)]
@@ -201,8 +204,12 @@ mod tests {
         assert_eq!(sum.microjoules, 20_000_000);
         sum.add(&model(), cpu(50, 150), seconds(8));
         assert_eq!(sum.microjoules, 40_000_000);
-        sum.add(&model(), cpu(99, 199), seconds(100));
-        assert_eq!((sum.microjoules, sum.unread), (40_000_000, 1), "a long silence is a gap");
+        // The longest window, and a bit, as windows come.
+        let longest = MAX_INTERVAL + Duration::from_millis(1);
+        sum.add(&model(), cpu(50, 250), seconds(8) + longest);
+        assert_eq!((sum.microjoules, sum.unread), (140_010_000, 0));
+        sum.add(&model(), cpu(99, 299), seconds(500));
+        assert_eq!((sum.microjoules, sum.unread), (140_010_000, 1), "a long silence is a gap");
     }
 
     #[test]

@@ -447,6 +447,7 @@ mod tests {
         assert_eq!(failed.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [Token(1), Token(2)]);
         assert_eq!(desk.waiting(Token(1)), Some("j".parse().unwrap()), "it never began");
         for (token, result) in failed {
+            assert_eq!(desk.waiting(token), Some("j".parse().unwrap()), "it never began");
             desk.finish(token, result, Bytes::new());
         }
         desk.remove(Token(2));

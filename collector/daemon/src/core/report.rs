@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use wattmill_protocol::{Energy, JobId};
+use wattmill_protocol::{Energy, JobId, Source};
 
 use super::Core;
-use super::view::{job_energy, job_mfu, joules};
+use super::view::{job_energy, job_mfu};
 
 /// The report as it is written: every amount in joules by source, since measured and estimated joules
 /// are never summed silently.
@@ -116,4 +116,13 @@ impl Core {
         let to = self.energy_at_end.get(job).copied().unwrap_or_else(|| self.cluster_energy());
         Some(to.saturating_sub(*from))
     }
+}
+
+/// Joules by source, for reports.
+fn joules(energy: Energy) -> BTreeMap<&'static str, f64> {
+    Source::ALL
+        .into_iter()
+        .filter(|s| energy.get(*s) > 0)
+        .map(|s| (s.as_str(), energy.get(s) as f64 / 1e6))
+        .collect()
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use wattmill_protocol::{NodeId, PROTOCOL_VERSION, Token, v1};
-use wattmill_work::{Capability, Event, HeldLease, Message, Task, UnsettledLease};
+use wattmill_work::{Capability, Event, HeldLease, Message, ReportOutcome, Task, UnsettledLease};
 
+use super::Core;
 use super::command::{OpenRefused, ToNode};
-use super::{Core, outcome};
 
 /// Most leases that a node may say it holds, and takes at once.
 const MAX_SLOTS: u32 = 256;
@@ -158,6 +158,16 @@ fn held_lease(held: &v1::HeldLease) -> Result<HeldLease, OpenRefused> {
 /// An answer to a report.
 pub(crate) fn reply(token: Token, outcome: v1::ReportOutcome) -> v1::to_node::Kind {
     v1::to_node::Kind::ReportReply(v1::ReportReply { token: token.0, outcome: outcome.into() })
+}
+
+/// What a report came to, in the words of the wire.
+fn outcome(outcome: ReportOutcome) -> v1::ReportOutcome {
+    match outcome {
+        ReportOutcome::Received => v1::ReportOutcome::Received,
+        ReportOutcome::Committed => v1::ReportOutcome::Committed,
+        ReportOutcome::Stale => v1::ReportOutcome::Stale,
+        ReportOutcome::Failed => v1::ReportOutcome::Failed,
+    }
 }
 
 /// A message of the state machine in the words of the wire.

@@ -104,27 +104,26 @@ async fn an_agent_that_stops_hands_its_work_back() {
     assert!(cluster.program("two").log().contains("leases handed back"));
 }
 
-/// An agent that is killed and comes back accounts for every lease that it had, also for those that no closed
-/// window saw: nothing of the job's bill stays an estimate.
+/// A node whose worker is missing has a session all the same: users see why it takes no work, and its log says
+/// so once. It trains as soon as there is a worker.
 #[tokio::test]
-async fn a_killed_agent_accounts_for_all_its_leases() {
+async fn a_node_without_a_worker_has_a_session_and_trains_once_there_is_one() {
     let _turn = turn();
-    let mut cluster = Cluster::of_two(PATIENT).await;
-    let job = digits(cluster.folder());
-    let whole = cluster.train(&job).await;
-
-    let id = cluster.submit(&job, "disturbed").await;
-    cluster.in_the_middle(&id, 20).await;
-    let worker = cluster.hold_a_lease("two").await;
-    cluster.program("two").signal(Signal::KILL);
-    cluster.program("two").ended().await;
-    signal(worker, Signal::KILL);
-    let cpu = cpus()[1].to_string();
-    cluster.agent("two", &cpu, "").await;
-    let view = cluster.finished(&id).await;
-    assert_eq!(model(&view), model(&whole));
-    assert!(requeues(&cluster, "node_restarted") >= 1.0, "{view:?}");
-    assert_eq!(view.unconfirmed_microjoules, 0, "{view:?}");
+    let mut cluster = Cluster::start("").await;
+    let worker = cluster.folder().join("worker");
+    let path = format!("[worker]\npath = {worker:?}\n");
+    cluster.agent("one", &cpus()[0].to_string(), &path).await;
+    let job = digits(cluster.folder()).replace("epochs = 20", "epochs = 1");
+    let id = cluster.submit(&job, "waits").await;
+    cluster
+        .wait_for("the node says why it takes no work", |view| {
+            view.nodes.iter().any(|n| n.connected && n.excluded == "it has no worker").then_some(())
+        })
+        .await;
+    std::os::unix::fs::symlink(binary("wattmill-worker"), &worker).unwrap();
+    cluster.finished(&id).await;
+    let log = cluster.program("one").log();
+    assert_eq!(log.matches("takes no work").count(), 1, "{log}");
 }
 
 /// Shards that take far longer than a lease lasts without progress, on one node that holds two of them at once:
@@ -160,4 +159,27 @@ optimizer = {{ name = "sgd", learning_rate = 0.01 }}
         .wait_for("two rounds", |view| view.jobs.iter().find(|j| j.id == id && j.round >= 2).cloned())
         .await;
     assert_eq!((view.requeues, view.reason.as_str()), (0, ""), "{view:?}");
+}
+
+/// An agent that is killed and comes back accounts for every lease that it had, also for those that no closed
+/// window saw: nothing of the job's bill stays an estimate.
+#[tokio::test]
+async fn a_killed_agent_accounts_for_all_its_leases() {
+    let _turn = turn();
+    let mut cluster = Cluster::of_two(PATIENT).await;
+    let job = digits(cluster.folder());
+    let whole = cluster.train(&job).await;
+
+    let id = cluster.submit(&job, "disturbed").await;
+    cluster.in_the_middle(&id, 20).await;
+    let worker = cluster.hold_a_lease("two").await;
+    cluster.program("two").signal(Signal::KILL);
+    cluster.program("two").ended().await;
+    signal(worker, Signal::KILL);
+    let cpu = cpus()[1].to_string();
+    cluster.agent("two", &cpu, "").await;
+    let view = cluster.finished(&id).await;
+    assert_eq!(model(&view), model(&whole));
+    assert!(requeues(&cluster, "node_restarted") >= 1.0, "{view:?}");
+    assert_eq!(view.unconfirmed_microjoules, 0, "{view:?}");
 }

@@ -465,6 +465,8 @@ impl Node {
         if let Some(token) = self.running {
             let joules = self.joules(context);
             self.ledger.add(token, joules);
+        }
+        if !self.attempts.is_empty() {
             self.ledger.close_window();
         }
         let mut renewals = Vec::new();

@@ -149,8 +149,8 @@ impl Meter {
         self.shared.lock().core.account_for(token, job, unrecorded);
     }
 
-    /// A shard has ended: call it while its process still lives. Its energy settles
-    /// with the window in which it ends.
+    /// A shard has ended: call it while its process still lives. Its energy settles with
+    /// the window in which it ends.
     pub fn end(&self, token: Token) {
         self.shared.lock().core.end(token, &clock::process_cpu_nanos);
     }

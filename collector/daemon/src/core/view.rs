@@ -76,6 +76,7 @@ fn node_view(core: &Core, id: &NodeId, figures: Option<&NodeRollup>) -> v1::Node
     let allocation = core.plan.allocations.iter().find(|a| a.node == *id);
     let excluded = match (connected, allocation) {
         (None, _) => "not connected".to_owned(),
+        (Some(connected), _) if connected.hello.slots == 0 => super::planner::NO_WORKER.to_owned(),
         (Some(_), Some(allocation)) if allocation.share == 0.0 => allocation.reason.clone(),
         _ => String::new(),
     };

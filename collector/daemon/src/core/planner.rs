@@ -44,9 +44,7 @@ impl Core {
             NodeSnapshot {
                 id: id.clone(),
                 numerics: capability.numerics.clone(),
-                excluded: None,
                 fresh: figures.is_some_and(|f| f.fresh),
-                power_watts: figures.and_then(|f| f.power_watts),
                 rates: rates.collect(),
             }
         };

@@ -110,6 +110,8 @@ pub struct Shard {
     pub attempts: u32,
     /// Attempts that failed by themselves.
     pub failures: u32,
+    /// Why the last of them did.
+    pub error: Option<String>,
 }
 
 /// The current round of a job.
@@ -166,7 +168,14 @@ impl Round {
             }
             _ => vec![Task::Prepare],
         };
-        let shard = |task| Shard { task, state: ShardState::Pending, newest: None, attempts: 0, failures: 0 };
+        let shard = |task| Shard {
+            task,
+            state: ShardState::Pending,
+            newest: None,
+            attempts: 0,
+            failures: 0,
+            error: None,
+        };
         Some(Self {
             number: job.round,
             kind,

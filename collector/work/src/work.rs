@@ -65,6 +65,8 @@ struct Running {
     since_generation: u32,
     /// When settling gives up; `None` before.
     settle_ends_ms: Option<u64>,
+    /// What the job's shards had taken when the cluster's joules were last shared out.
+    spent_microjoules: i64,
 }
 
 /// The state of all jobs and leases.
@@ -104,6 +106,7 @@ impl Work {
                 round: if settling { None } else { Round::next(job) },
                 since_generation: job.generation,
                 settle_ends_ms: settling.then_some(now.monotonic_ms + settings.settle_ms),
+                spent_microjoules: work.spent_microjoules(&job.id),
             };
             work.running.insert(job.id.clone(), running);
             work.recovering_until_ms = now.monotonic_ms + settings.grace_ms;
@@ -116,7 +119,8 @@ impl Work {
         let mut out = Step::default();
         match event {
             Event::Submitted { job, spec, key } => self.submitted(job, spec, key, now, &mut out),
-            Event::Cancelled { job } => self.end_job(&job, Phase::Cancelled, None, now, &mut out),
+            Event::Cancelled { job } => self.cancelled(&job, now, &mut out),
+            Event::Waived { job, shard } => self.waived(&job, shard, &mut out),
             Event::Opened { node, session, capability, held } => {
                 self.opened(&node, session, capability, &held, now, &mut out);
             }
@@ -135,7 +139,10 @@ impl Work {
             }
             Event::Computed { job, round, reduction } => self.computed(&job, round, reduction),
             Event::Reduced { job, round, reduction } => self.reduced(&job, round, reduction, now, &mut out),
-            Event::Tick { peak_flops } => self.tick(peak_flops, now, &mut out),
+            Event::Tick { peak_flops, cluster_microjoules } => {
+                self.share(cluster_microjoules);
+                self.tick(peak_flops, now, &mut out);
+            }
         }
         let Step { mut writes, effects, changed } = out;
         let records = changed.iter().filter_map(|id| self.jobs.get(id));
@@ -266,10 +273,17 @@ impl Work {
             requeues: BTreeMap::new(),
             elapsed_ms: 0,
             peak_flop_seconds: Some(0.0),
+            last_peak_flops: None,
+            unpeaked_ms: 0,
+            cluster_microjoules: 0,
+            bad_input: false,
         };
         let round = Round::next(&job);
         let since_generation = self.generation;
-        self.running.insert(id.clone(), Running { round, since_generation, settle_ends_ms: None });
+        self.running.insert(
+            id.clone(),
+            Running { round, since_generation, settle_ends_ms: None, spent_microjoules: 0 },
+        );
         out.changed.insert(id.clone());
         self.jobs.insert(id, job);
     }
@@ -492,9 +506,13 @@ impl Work {
         self.lose(WasteReason::Failed, now, out, |l| l.token == token);
         let Some(state) = self.shard_mut(job, shard) else { return };
         state.failures += 1;
+        state.error = Some(failure.message.clone());
         let prepares = state.task == Task::Prepare;
         if prepares && (failure.bad_input || state.failures >= max_failures) {
             let reason = Some(failure.message.clone());
+            if let Some(record) = self.jobs.get_mut(job) {
+                record.bad_input = failure.bad_input;
+            }
             self.end_job(job, Phase::Failed, reason, now, out);
         } else if state.failures >= max_failures {
             let reason = format!(
@@ -575,12 +593,17 @@ impl Work {
         let tokens = record.last_tokens.clone();
         let next = Round::next(record);
         let refused = impossible(record);
+        record.bad_input = refused.is_some();
         if next.is_none() {
             record.phase = Phase::Settling;
         }
         let settle_ends_ms = next.is_none().then_some(now.monotonic_ms + self.settings.settle_ms);
         let since_generation = self.generation;
-        self.running.insert(job.clone(), Running { round: next, since_generation, settle_ends_ms });
+        let spent_microjoules = self.running.get(job).map_or(0, |r| r.spent_microjoules);
+        self.running.insert(
+            job.clone(),
+            Running { round: next, since_generation, settle_ends_ms, spent_microjoules },
+        );
         self.accounts.close_folded(job, out);
         for token in tokens {
             self.accounts.conclude(token, AccountOutcome::Committed, now, &mut self.jobs, out);
@@ -614,8 +637,7 @@ impl Work {
         for id in self.running.keys() {
             let Some(job) = self.jobs.get_mut(id).filter(|j| j.phase == Phase::Training) else { continue };
             job.elapsed_ms += passed_ms;
-            let add = |sum: f64| peak_flops.map(|peak| sum + peak * passed_ms as f64 / 1e3);
-            job.peak_flop_seconds = job.peak_flop_seconds.and_then(add);
+            job.add_peaks(peak_flops, passed_ms);
         }
         let lost: BTreeSet<NodeId> = self
             .sessions
@@ -646,13 +668,68 @@ impl Work {
             }
         }
         for (id, lease) in lost {
-            if let Some(job) = self.jobs.get_mut(&id) {
+            // The shards of a job that ended are not given anew.
+            if let Some(job) = self.jobs.get_mut(&id).filter(|_| reason != WasteReason::JobEnded) {
                 *job.requeues.entry(reason).or_default() += 1;
             }
             let outcome = AccountOutcome::Wasted(reason);
             self.accounts.conclude(lease.token, outcome, now, &mut self.jobs, out);
             out.send(&lease.node, Message::Revoke { token: lease.token, reason });
         }
+    }
+
+    /// A job that is trained stays so: only its last joules are awaited.
+    fn cancelled(&mut self, job: &JobId, now: Now, out: &mut Step) {
+        if self.jobs.get(job).is_some_and(|record| record.phase != Phase::Settling) {
+            self.end_job(job, Phase::Cancelled, None, now, out);
+        }
+    }
+
+    /// Quarantined shards are tried anew, with as many attempts as at first.
+    fn waived(&mut self, job: &JobId, shard: Option<u32>, out: &mut Step) {
+        let Some(round) = self.running.get_mut(job).and_then(|r| r.round.as_mut()) else { return };
+        let meant = |index: usize| shard.is_none_or(|shard| shard as usize == index);
+        for (index, state) in round.shards.iter_mut().enumerate() {
+            if state.state == ShardState::Quarantined && meant(index) {
+                state.state = ShardState::Pending;
+                state.failures = 0;
+            }
+        }
+        let blocked = round.shards.iter().any(|s| s.state == ShardState::Quarantined);
+        if let Some(record) = self.jobs.get_mut(job).filter(|_| !blocked) {
+            record.reason = None;
+            out.changed.insert(job.clone());
+        }
+    }
+
+    /// Splits what the cluster took since the last time among the jobs that run: to each what its shards
+    /// took in it, as far as that is known yet, and an equal part of the rest.
+    fn share(&mut self, cluster_microjoules: u64) {
+        if cluster_microjoules == 0 || self.running.is_empty() {
+            return;
+        }
+        let spent: Vec<(JobId, i64)> =
+            self.running.keys().map(|id| (id.clone(), self.spent_microjoules(id))).collect();
+        let before = |id: &JobId| self.running.get(id).map_or(0, |r| r.spent_microjoules);
+        let own: i64 = spent.iter().map(|(id, now)| now - before(id)).sum();
+        let rest = i64::try_from(cluster_microjoules).unwrap_or(i64::MAX) - own;
+        let jobs = i64::try_from(spent.len()).unwrap_or(i64::MAX);
+        for (index, (id, now)) in (0..).zip(spent) {
+            let (Some(running), Some(job)) = (self.running.get_mut(&id), self.jobs.get_mut(&id)) else {
+                continue;
+            };
+            // Whole microjoules: the first jobs take the remainder.
+            let part = rest.div_euclid(jobs) + i64::from(index < rest.rem_euclid(jobs));
+            job.cluster_microjoules += now - running.spent_microjoules + part;
+            running.spent_microjoules = now;
+        }
+    }
+
+    /// What the shards of a job took, settled or as far as it is known.
+    fn spent_microjoules(&self, job: &JobId) -> i64 {
+        let (open, wasted) = self.unsettled_energy(job);
+        let settled = self.jobs.get(job).map(JobRecord::settled_energy).unwrap_or_default();
+        i64::try_from((settled + open + wasted).total()).unwrap_or(i64::MAX)
     }
 
     fn end_job(&mut self, job: &JobId, phase: Phase, reason: Option<String>, now: Now, out: &mut Step) {

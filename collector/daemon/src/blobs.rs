@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use wattmill_protocol::Hash;
+use wattmill_protocol::{Hash, Token};
 
 /// Extension of a file that is being written.
 const PARTIAL: &str = "partial";
@@ -70,9 +70,15 @@ pub(crate) enum BlobError {
     },
 }
 
+/// A result's blob, and the leases that stored it.
+struct Staged {
+    bytes: Bytes,
+    tokens: BTreeSet<Token>,
+}
+
 #[derive(Default)]
 struct Memory {
-    staged: HashMap<Hash, Bytes>,
+    staged: HashMap<Hash, Staged>,
     staged_bytes: u64,
     /// Durable blobs that jobs use now: every shard of a round fetches the same parameters.
     recent: HashMap<Hash, Bytes>,
@@ -104,14 +110,15 @@ impl Blobs {
         self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Keeps a shard's blob in memory until its round is committed.
-    pub(crate) fn stage(&self, named: Hash, bytes: Bytes) -> Result<(), BlobError> {
+    /// Keeps the blob of a lease in memory until its round is committed.
+    pub(crate) fn stage(&self, token: Token, named: Hash, bytes: Bytes) -> Result<(), BlobError> {
         let found = Hash::of(&bytes);
         if found != named {
             return Err(BlobError::Mismatch { named, found });
         }
         let mut memory = self.memory();
-        if memory.staged.contains_key(&named) {
+        if let Some(staged) = memory.staged.get_mut(&named) {
+            staged.tokens.insert(token);
             return Ok(());
         }
         let waiting = memory.staged_bytes;
@@ -119,8 +126,16 @@ impl Blobs {
             return Err(BlobError::Full { waiting, limit: self.staged_limit });
         }
         memory.staged_bytes += bytes.len() as u64;
-        memory.staged.insert(named, bytes);
+        memory.staged.insert(named, Staged { bytes, tokens: BTreeSet::from([token]) });
         Ok(())
+    }
+
+    /// Drops what was staged by leases none of which is live any more, and is not in use: nobody will report
+    /// it.
+    pub(crate) fn drop_unreported(&self, live: &BTreeSet<Token>, in_use: &BTreeSet<Hash>) {
+        let mut memory = self.memory();
+        memory.staged.retain(|hash, staged| in_use.contains(hash) || !staged.tokens.is_disjoint(live));
+        memory.staged_bytes = memory.staged.values().map(|staged| staged.bytes.len() as u64).sum();
     }
 
     /// Whether a blob is here, in memory or on disk.
@@ -153,7 +168,8 @@ impl Blobs {
     pub(crate) fn read(&self, hash: Hash) -> Result<Bytes, BlobError> {
         {
             let memory = self.memory();
-            if let Some(bytes) = memory.staged.get(&hash).or_else(|| memory.recent.get(&hash)) {
+            let staged = memory.staged.get(&hash).map(|staged| &staged.bytes);
+            if let Some(bytes) = staged.or_else(|| memory.recent.get(&hash)) {
                 return Ok(bytes.clone());
             }
         }
@@ -179,8 +195,8 @@ impl Blobs {
         for &hash in hashes {
             {
                 let mut memory = self.memory();
-                if let Some(bytes) = memory.staged.remove(&hash) {
-                    memory.staged_bytes -= bytes.len() as u64;
+                if let Some(staged) = memory.staged.remove(&hash) {
+                    memory.staged_bytes -= staged.bytes.len() as u64;
                 }
                 memory.recent.remove(&hash);
             }
@@ -232,13 +248,19 @@ mod tests {
         let blobs = Blobs::open(folder.path(), 10).unwrap();
         let bytes = Bytes::from_static(b"12345678");
         let hash = Hash::of(&bytes);
-        assert!(matches!(blobs.stage(Hash::of(b"x"), bytes.clone()), Err(BlobError::Mismatch { .. })));
-        blobs.stage(hash, bytes.clone()).unwrap();
-        blobs.stage(hash, bytes.clone()).unwrap();
+        assert!(matches!(
+            blobs.stage(Token(1), Hash::of(b"x"), bytes.clone()),
+            Err(BlobError::Mismatch { .. })
+        ));
+        blobs.stage(Token(1), hash, bytes.clone()).unwrap();
+        blobs.stage(Token(1), hash, bytes.clone()).unwrap();
         let other = Bytes::from_static(b"abc");
-        assert!(matches!(blobs.stage(Hash::of(&other), other.clone()), Err(BlobError::Full { .. })));
+        assert!(matches!(
+            blobs.stage(Token(1), Hash::of(&other), other.clone()),
+            Err(BlobError::Full { .. })
+        ));
         blobs.retire(&[hash]);
-        blobs.stage(Hash::of(&other), other).unwrap();
+        blobs.stage(Token(1), Hash::of(&other), other).unwrap();
         assert!(matches!(blobs.read(hash), Err(BlobError::Missing(_))));
 
         let orphan = Blob::new(Bytes::from_static(b"orphan"));
@@ -249,6 +271,26 @@ mod tests {
         assert_eq!(again.collect_orphans(&BTreeSet::from([hash])).unwrap(), 2);
         assert_eq!(again.read(hash).unwrap(), bytes);
         assert!(!again.has(orphan.name()));
+    }
+
+    #[test]
+    fn what_nobody_will_report_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path(), 4).unwrap();
+        let bytes = Bytes::from_static(b"1234");
+        let hash = Hash::of(&bytes);
+        for token in [1, 2] {
+            blobs.stage(Token(token), hash, bytes.clone()).unwrap();
+        }
+        let (none, live) = (BTreeSet::new(), BTreeSet::from([Token(2)]));
+        blobs.drop_unreported(&live, &none);
+        assert!(blobs.has(hash), "one of its leases may report it yet");
+        blobs.drop_unreported(&BTreeSet::new(), &BTreeSet::from([hash]));
+        assert!(blobs.has(hash), "its round waits for the others");
+        blobs.drop_unreported(&BTreeSet::new(), &none);
+        assert!(!blobs.has(hash));
+        let other = Bytes::from_static(b"5678");
+        blobs.stage(Token(3), Hash::of(&other), other).expect("there is room again");
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! final. Until then it is a row of its own, so that a crash forgets neither; waste stays one until its round
 //! is over, so that its token is never taken up again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wattmill_protocol::{Energy, JobId, NodeId, Token};
 
 use crate::Now;
+use crate::event::{Settlement, UnsettledLease};
 use crate::record::{AccountOutcome, AccountRecord, JobRecord, Write};
 use crate::step::Step;
 
@@ -77,11 +78,11 @@ impl Accounts {
     pub(crate) fn settle(
         &mut self,
         node: &NodeId,
-        settlement: crate::Settlement,
+        settlement: Settlement,
         jobs: &mut BTreeMap<JobId, JobRecord>,
         out: &mut Step,
     ) -> bool {
-        let crate::Settlement { sequence, token, job, energy } = settlement;
+        let Settlement { sequence, token, job, energy, unrecorded } = settlement;
         if sequence != self.settled_through(node) + 1 {
             return false;
         }
@@ -101,6 +102,10 @@ impl Accounts {
         if account.record.node == *node {
             account.record.energy = energy;
             account.record.settled = true;
+            if let Some(job) = jobs.get_mut(&account.record.job).filter(|_| unrecorded) {
+                job.unrecorded += 1;
+                out.changed.insert(job.id.clone());
+            }
             self.put(token, jobs, out);
         }
         out.writes.push(Write::NodeSettled(node.clone(), sequence));
@@ -168,6 +173,13 @@ impl Accounts {
             })
             .map(|(t, _)| *t)
             .collect()
+    }
+
+    /// Leases of `node` that it has not settled, `kept` ones apart.
+    pub(crate) fn unsettled(&self, node: &NodeId, kept: &BTreeSet<Token>) -> Vec<UnsettledLease> {
+        let open = self.open.iter().filter(|(token, _)| !kept.contains(token));
+        let open = open.filter(|(_, a)| a.record.node == *node && !a.record.settled);
+        open.map(|(token, a)| UnsettledLease { token: *token, job: a.record.job.clone() }).collect()
     }
 
     /// Whether a token's outcome is known already.

@@ -8,6 +8,9 @@ use wattmill_protocol::{Energy, Hash, JobId, NodeId, Token};
 use crate::record::{Prepared, WasteReason};
 use crate::round::Task;
 
+/// Leases of one [`Message::Unsettled`]: some 80 bytes each, far below the limit of a control message.
+pub const MAX_UNSETTLED: usize = 1024;
+
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -222,6 +225,17 @@ pub struct Settlement {
     pub job: JobId,
     /// All it took.
     pub energy: Energy,
+    /// The node's ledger does not know the lease: what it took, if it began, is not known as its own.
+    pub unrecorded: bool,
+}
+
+/// A lease whose joules are not settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnsettledLease {
+    /// Its token.
+    pub token: Token,
+    /// Its job.
+    pub job: JobId,
 }
 
 /// What a round's blobs became.
@@ -339,6 +353,12 @@ pub enum Message {
     Settled {
         /// The last.
         sequence: u64,
+    },
+    /// These leases of the node are not settled, and it did not say that it holds them: settle each that does
+    /// not run, with nothing where the ledger does not know it.
+    Unsettled {
+        /// At most [`MAX_UNSETTLED`] of them; several messages follow each other.
+        leases: Vec<UnsettledLease>,
     },
     /// These leases' rounds are committed.
     Committed {

@@ -19,8 +19,8 @@ pub mod store;
 mod work;
 
 pub use event::{
-    Capability, Effect, Event, Failure, HeldLease, Message, Reduction, Renewal, Report, ReportOutcome,
-    Settlement, ShardResult,
+    Capability, Effect, Event, Failure, HeldLease, MAX_UNSETTLED, Message, Reduction, Renewal, Report,
+    ReportOutcome, Settlement, ShardResult, UnsettledLease,
 };
 pub use record::{
     AccountOutcome, AccountRecord, JobRecord, NodeShare, Phase, Prepared, RoundRecord, ShardCommit, Stored,

@@ -155,6 +155,10 @@ pub struct JobRecord {
     pub wasted: BTreeMap<WasteReason, Energy>,
     /// Leases that ended without a commit, by reason.
     pub requeues: BTreeMap<WasteReason, u32>,
+    /// Leases that were settled with nothing, since their node's ledger does not know them: what they took is
+    /// among the node's other joules.
+    #[serde(default)]
+    pub unrecorded: u32,
     /// Time in which it ran.
     pub elapsed_ms: u64,
     /// ∫ Σ peak FLOP/s dt while it ran, over the time for which Σ is known.

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use wattmill_it::{Cluster, Signal, digits, metric, model, signal, turn};
+use wattmill_it::{Cluster, Signal, cpus, digits, metric, model, signal, turn};
 
 /// Settles at once where it can, so that a test that hangs is not mistaken for one that waits.
 const PATIENT: &str = "[leases]\nduration_ms = 120000\ngrace_ms = 120000\nsettle_ms = 10000";
@@ -93,4 +93,27 @@ async fn an_agent_that_stops_hands_its_work_back() {
     assert!(requeues(&cluster, "handed_back") >= 1.0);
     assert_eq!(view.unconfirmed_microjoules, 0, "{view:?}");
     assert!(cluster.program("two").log().contains("leases handed back"));
+}
+
+/// An agent that is killed and comes back accounts for every lease that it had, also for those that no closed
+/// window saw: nothing of the job's bill stays an estimate.
+#[tokio::test]
+async fn a_killed_agent_accounts_for_all_its_leases() {
+    let _turn = turn();
+    let mut cluster = Cluster::of_two(PATIENT).await;
+    let job = digits(cluster.folder());
+    let whole = cluster.train(&job).await;
+
+    let id = cluster.submit(&job, "disturbed").await;
+    cluster.in_the_middle(&id, 20).await;
+    let worker = cluster.hold_a_lease("two").await;
+    cluster.program("two").signal(Signal::KILL);
+    cluster.program("two").ended().await;
+    signal(worker, Signal::KILL);
+    let cpu = cpus()[1].to_string();
+    cluster.agent("two", &cpu, "").await;
+    let view = cluster.finished(&id).await;
+    assert_eq!(model(&view), model(&whole));
+    assert!(requeues(&cluster, "node_restarted") >= 1.0, "{view:?}");
+    assert_eq!(view.unconfirmed_microjoules, 0, "{view:?}");
 }

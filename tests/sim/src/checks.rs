@@ -28,7 +28,6 @@ struct Truth {
 #[derive(Debug, Default)]
 pub struct Checks {
     truth: BTreeMap<NodeId, Truth>,
-    begun: BTreeSet<(NodeId, Token)>,
     /// Users' numbers by job, and which of them have unreadable data.
     jobs: BTreeMap<JobId, usize>,
     broken: BTreeSet<usize>,
@@ -74,17 +73,12 @@ impl Checks {
         self.seen_ms.clear();
     }
 
-    /// A node began to work on a lease.
-    pub fn began(&mut self, node: &NodeId, token: Token) {
-        self.begun.insert((node.clone(), token));
-    }
-
     /// A node made progress with a lease.
     pub fn progressed(&mut self, token: Token, now: u64) {
         self.progress_ms.insert(token, now);
     }
 
-    /// A node's ledger knows what a lease took.
+    /// A node's ledger knows what a lease took, once and for all.
     pub fn settled(&mut self, node: &NodeId, settlement: wattmill_work::Settlement) {
         let truth = self.truth.entry(node.clone()).or_default();
         let mut sums = truth.sums.last().cloned().unwrap_or_default();
@@ -299,9 +293,7 @@ impl Checks {
     /// All is done: nothing of a node that lives is open.
     pub fn at_rest(&self, stored: &Stored, dead: &BTreeSet<NodeId>) -> Result<(), Broken> {
         for (token, account) in &stored.accounts {
-            // A lease whose message was lost took nothing, and no ledger will ever settle it.
-            let begun = self.begun.contains(&(account.node.clone(), *token));
-            let excused = dead.contains(&account.node) || !begun;
+            let excused = dead.contains(&account.node);
             hold(excused, || format!("the account of {token} stays open: {account:?}"))?;
             hold(
                 account.outcome != AccountOutcome::Committed || account.energy == Energy::ZERO || excused,
@@ -314,6 +306,8 @@ impl Checks {
             hold(through as usize == truth.tokens.len(), || {
                 format!("{through} of {} settlements of {node} are applied", truth.tokens.len())
             })?;
+            let tokens: BTreeSet<Token> = truth.tokens.iter().map(|(token, _, _)| *token).collect();
+            hold(tokens.len() == truth.tokens.len(), || format!("node {node} settled a lease twice"))?;
         }
         Ok(())
     }

@@ -181,7 +181,8 @@ impl Collector {
             }
             FromNode::Renew(renewals) => Event::Renewed { node, renewals },
             FromNode::Report(report) => {
-                if blob_of(&report).is_some_and(|blob| context.blobs.get(blob).is_none()) {
+                let live = process.work.leases().any(|(_, lease)| lease.token == report.token);
+                if live && blob_of(&report).is_some_and(|blob| context.blobs.get(blob).is_none()) {
                     if let Some(route) = process.routes.get(&node) {
                         let missing = Envelope::Down(ToNode::BlobMissing(report.token));
                         network.send(context, *route, missing);

@@ -1,15 +1,16 @@
-//! A node's ledger: what each lease took, and the settlements that follow from it. It survives a crash of
-//! the node, and is the ground truth of every joule.
+//! A node's ledger: what each lease took, and the settlements that follow from it. What a closed metering
+//! window saw survives a crash of the node, and is the ground truth of every joule; what came after is lost.
 
 use std::collections::BTreeMap;
 
 use wattmill_protocol::{Energy, JobId, Token};
 use wattmill_work::Settlement;
 
-/// On disk: leases that take joules, and settlements numbered without gaps.
+/// Leases that take joules, now and as the last window saw them, and settlements numbered without gaps.
 #[derive(Debug, Default)]
 pub struct Ledger {
     open: BTreeMap<Token, (JobId, Energy)>,
+    on_disk: BTreeMap<Token, (JobId, Energy)>,
     log: Vec<Settlement>,
     applied: u64,
 }
@@ -37,12 +38,34 @@ impl Ledger {
         self.open.keys().copied()
     }
 
-    /// The metering window after a lease's end closed: its amount is final. `None` if it was before.
+    /// A metering window closes: it is on disk.
+    pub fn close_window(&mut self) {
+        self.on_disk.clone_from(&self.open);
+    }
+
+    /// The process dies: what no window saw is forgotten.
+    pub fn crash(&mut self) {
+        self.open.clone_from(&self.on_disk);
+    }
+
+    /// The metering window after a lease's end closes: its amount is final. `None` if it was before.
     pub fn settle(&mut self, token: Token) -> Option<Settlement> {
         let (job, energy) = self.open.remove(&token)?;
-        let settlement = Settlement { sequence: self.log.len() as u64 + 1, token, job, energy };
+        self.close_window();
+        Some(self.log(token, job, energy, false))
+    }
+
+    /// A lease's joules are asked for. One of which nothing is known took none that could be told.
+    pub fn account_for(&mut self, token: Token, job: JobId) -> Option<Settlement> {
+        let known = self.open.contains_key(&token) || self.unapplied().iter().any(|s| s.token == token);
+        (!known).then(|| self.log(token, job, Energy::ZERO, true))
+    }
+
+    fn log(&mut self, token: Token, job: JobId, energy: Energy, unrecorded: bool) -> Settlement {
+        let sequence = self.log.len() as u64 + 1;
+        let settlement = Settlement { sequence, token, job, energy, unrecorded };
         self.log.push(settlement.clone());
-        Some(settlement)
+        settlement
     }
 
     /// Settlements up to `sequence` are applied.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use wattmill_protocol::job::Job;
 use wattmill_protocol::{Energy, Hash, NodeId, Source, Token};
-use wattmill_work::{Capability, HeldLease, Message, Renewal, Report, ReportOutcome, Settlement, Task};
+use wattmill_work::{
+    Capability, HeldLease, Message, Renewal, Report, ReportOutcome, Settlement, Task, UnsettledLease,
+};
 
 use crate::attempt::Attempt;
 use crate::context::{Broken, Context, NodeTimer, What, hold};
@@ -148,6 +150,7 @@ impl Node {
             self.say(context, network, FromNode::HandBack(token));
             self.settle(context, token);
         }
+        self.ledger.close_window();
         let unapplied = self.ledger.unapplied().to_vec();
         self.say(context, network, FromNode::Settle(unapplied));
         if let Some(connection) = self.connection.take() {
@@ -171,6 +174,7 @@ impl Node {
         self.state = state;
         self.attempts.clear();
         self.results.clear();
+        self.ledger.crash();
         self.paused_until_ms = 0;
         if state == State::Down {
             let most_ms = if context.faults { 15_000 } else { 500 };
@@ -251,7 +255,12 @@ impl Node {
     }
 
     /// It is told something.
-    pub fn hear(&mut self, context: &mut Context, message: ToNode) -> Result<(), Broken> {
+    pub fn hear(
+        &mut self,
+        context: &mut Context,
+        network: &mut Network,
+        message: ToNode,
+    ) -> Result<(), Broken> {
         match message {
             ToNode::BlobMissing(token) => {
                 if let Some(kept) = self.results.get_mut(&token) {
@@ -284,6 +293,14 @@ impl Node {
                 })?;
                 self.ledger.acknowledge(sequence);
             }
+            ToNode::Work(Message::Unsettled { leases }) => {
+                let mine = |lease: &UnsettledLease| !self.attempts.contains_key(&lease.token);
+                let asked: Vec<UnsettledLease> = leases.into_iter().filter(mine).collect();
+                let settle = |lease: UnsettledLease| self.ledger.account_for(lease.token, lease.job);
+                let settlements: Vec<Settlement> = asked.into_iter().filter_map(settle).collect();
+                settlements.iter().for_each(|s| context.checks.settled(&self.plan.id, s.clone()));
+                self.say(context, network, FromNode::Settle(settlements));
+            }
         }
         Ok(())
     }
@@ -301,7 +318,6 @@ impl Node {
             return;
         }
         self.ledger.open(token, lease.job.clone());
-        context.checks.began(&self.plan.id, token);
         let steps = context.random.range(2, 5);
         let healthy = !context.faults;
         let hangs = !healthy && context.random.chance(self.plan.hangs_per_mille);
@@ -380,6 +396,7 @@ impl Node {
         for token in tokens {
             let joules = self.joules(context);
             self.ledger.add(token, joules);
+            self.ledger.close_window();
             let energy = self.ledger.so_far(token);
             let samples = self.attempts.get(&token).map_or(0, |a| a.done);
             let power_watts = context.random.range(5, 500) as f64;

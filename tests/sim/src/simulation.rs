@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use wattmill_protocol::JobId;
+use wattmill_protocol::{JobId, NodeId};
 use wattmill_work::{JobRecord, Shard, ShardState};
 
 use crate::blobs::Blobs;
@@ -213,7 +213,7 @@ impl Simulation {
                 collector.receive(context, network, (node.id(), connection), message)
             }
             Some((_, _, Envelope::Down(message))) if node.connection() == Some(connection) => {
-                node.hear(context, message)
+                node.hear(context, network, message)
             }
             _ => Ok(()),
         }
@@ -345,14 +345,19 @@ impl Simulation {
             collector.work().is_some_and(|work| work.connected().any(|(id, _)| id == node.id()))
         };
         let rest = living().all(|node| node.at_rest() && connected(node));
-        if answered && ended && collector.idle() && rest {
+        let dead = |id: &NodeId| !living().any(|node| node.id() == id);
+        let settled = collector
+            .work()
+            .is_some_and(|work| work.accounts().all(|(_, account)| account.settled || dead(&account.node)));
+        if answered && ended && settled && collector.idle() && rest {
             self.done = true;
             return self.judge();
         }
         hold(since_ms < LIVENESS_MS, || {
             let jobs: Vec<&JobRecord> = collector.work().iter().flat_map(|work| work.jobs()).collect();
             let busy: Vec<&Node> = living().filter(|node| !node.at_rest()).collect();
-            format!("not done {since_ms} ms after the last fault: {jobs:?} {busy:?}")
+            let open: Vec<_> = collector.work().iter().flat_map(|work| work.accounts()).collect();
+            format!("not done {since_ms} ms after the last fault: {jobs:?} {busy:?} {open:?}")
         })?;
         // An operator waives quarantined shards by a restart: attempts that failed are not remembered.
         if since_ms % 30_000 < INSPECT_MS && collector.quarantined() {

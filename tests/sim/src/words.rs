@@ -44,6 +44,10 @@ pub fn message(message: &Message) -> String {
         Message::Revoke { token, reason } => format!("revoke {token}, {}", reason.as_str()),
         Message::Reply { token, outcome } => format!("{token} is {outcome:?}"),
         Message::Settled { sequence } => format!("settled through {sequence}"),
+        Message::Unsettled { leases } => {
+            let tokens: Vec<String> = leases.iter().map(|l| l.token.to_string()).collect();
+            format!("unsettled {tokens:?}")
+        }
         Message::Committed { tokens } => {
             let tokens: Vec<String> = tokens.iter().map(ToString::to_string).collect();
             format!("committed {tokens:?}")

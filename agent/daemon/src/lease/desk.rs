@@ -41,6 +41,8 @@ pub(super) struct Desk {
     queue: VecDeque<Token>,
     running: Option<(Token, u64)>,
     parameters: BTreeMap<Hash, Option<Bytes>>,
+    /// The first lease that this process took.
+    first: Option<Token>,
 }
 
 impl Desk {
@@ -48,6 +50,7 @@ impl Desk {
     pub(super) fn take(&mut self, lease: v1::Lease) -> Option<Hash> {
         let token = Token(lease.token);
         let needs = parameters_of(&lease);
+        self.first.get_or_insert(token);
         if self.held.insert(token, Held { lease, stage: Stage::Waiting }).is_none() {
             self.queue.push_back(token);
         }
@@ -151,6 +154,17 @@ impl Desk {
     pub(super) fn waiting(&self, token: Token) -> Option<JobId> {
         let held = self.held.get(&token).filter(|held| !matches!(held.stage, Stage::Finished { .. }))?;
         if self.running() == Some(token) { None } else { held.lease.job.parse().ok() }
+    }
+
+    /// Whether a lease is in hand, finished ones included.
+    pub(super) fn holds(&self, token: Token) -> bool {
+        self.held.contains_key(&token)
+    }
+
+    /// Whether this process knows if a lease began. Tokens grow: one above the first that was taken here was
+    /// given while this process ran, and no process before it can have begun it.
+    pub(super) fn knows_begun(&self, token: Token) -> bool {
+        self.first.is_some_and(|first| token >= first)
     }
 
     /// A finished lease's blob and its name, where it has one.
@@ -262,6 +276,19 @@ mod tests {
     }
 
     #[test]
+    fn it_knows_of_every_lease_since_the_first_whether_it_began() {
+        let mut desk = Desk::default();
+        assert!(!desk.knows_begun(Token(9)), "a process before may have begun any");
+        desk.take(lease(5, None));
+        desk.take(lease(7, None));
+        assert!(!desk.knows_begun(Token(4)));
+        assert!(desk.knows_begun(Token(5)) && desk.knows_begun(Token(6)) && desk.knows_begun(Token(8)));
+        assert!(desk.holds(Token(7)) && !desk.holds(Token(6)));
+        desk.remove(Token(5));
+        assert!(!desk.holds(Token(5)) && desk.knows_begun(Token(6)));
+    }
+
+    #[test]
     fn parameters_that_cannot_be_had_fail_each_waiting_lease() {
         let mut desk = Desk::default();
         let hash = Hash::of(b"p");
@@ -269,6 +296,7 @@ mod tests {
         let outcome = Err(tonic::Status::not_found("gone"));
         let (token, result) = desk.fetched(Fetched { hash, outcome }).unwrap();
         assert_eq!(token, Token(1));
+        assert_eq!(desk.waiting(token), Some("j".parse().unwrap()), "it never began");
         desk.finish(token, result, Bytes::new());
         assert!(desk.report(Token(1)).is_some());
         assert!(desk.blob(Token(1)).is_none());

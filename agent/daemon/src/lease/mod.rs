@@ -151,7 +151,7 @@ impl Leases {
                 }
             }
             // Given before the collector heard that this node stops.
-            Kind::Lease(lease) if self.services.stopping.is_cancelled() => self.give_back(Token(lease.token)),
+            Kind::Lease(lease) if self.services.stopping.is_cancelled() => self.refuse(&lease),
             Kind::Lease(lease) => {
                 self.traces.begin(Token(lease.token), &lease.traceparent);
                 if let Some(hash) = self.desk.take(lease) {
@@ -164,6 +164,7 @@ impl Leases {
             }
             Kind::ReportReply(reply) => self.replied(Token(reply.token), reply.outcome()),
             Kind::Settled(settled) => self.services.meter.settled_through(settled.sequence),
+            Kind::Unsettled(unsettled) => unsettled.leases.iter().for_each(|lease| self.account_for(lease)),
             Kind::SpoolDurable(durable) => self.services.push.durable(durable.position),
             Kind::Committed(committed) => {
                 committed.tokens.into_iter().for_each(|token| self.committed(Token(token)));
@@ -195,13 +196,27 @@ impl Leases {
     /// A lease is no longer this node's. Where it computes, only ending the worker stops it.
     fn drop_lease(&mut self, token: Token) {
         self.traces.end(token);
-        if let Some(job) = self.desk.waiting(token) {
-            self.services.meter.never_began(token, job);
-        }
+        self.settle_if_waiting(token);
         if self.desk.remove(token) {
             self.services.meter.end(token);
             self.worker = None;
             self.worker_retry = Instant::now();
+        }
+    }
+
+    /// A lease whose work has not begun never will: it settles with nothing.
+    fn settle_if_waiting(&mut self, token: Token) {
+        if let Some(job) = self.desk.waiting(token) {
+            self.services.meter.never_began(token, job);
+        }
+    }
+
+    /// The collector misses the joules of a lease that this node did not say it holds.
+    fn account_for(&mut self, lease: &v1::UnsettledLease) {
+        let (token, Ok(job)) = (Token(lease.token), lease.job.parse()) else { return };
+        if !self.desk.holds(token) {
+            let unrecorded = !self.desk.knows_begun(token);
+            self.services.meter.account_for(token, job, unrecorded);
         }
     }
 
@@ -277,6 +292,7 @@ impl Leases {
         match ended {
             blobs::Ended::Fetched(fetched) => {
                 if let Some((token, failure)) = self.desk.fetched(fetched) {
+                    self.settle_if_waiting(token);
                     self.finish(token, failure, bytes::Bytes::new());
                 }
             }
@@ -325,6 +341,7 @@ impl Leases {
             token: s.token.0,
             job: s.job.to_string(),
             energy: Some(s.energy.into()),
+            unrecorded: s.unrecorded,
         });
         for chunk in session::chunks(settlements) {
             self.session.send(v1::from_node::Kind::Settle(v1::Settle { settlements: chunk }));
@@ -336,9 +353,7 @@ impl Leases {
         let unfinished = self.desk.unfinished();
         for token in &unfinished {
             self.services.meter.end(*token);
-            if let Some(job) = self.desk.waiting(*token) {
-                self.services.meter.never_began(*token, job);
-            }
+            self.settle_if_waiting(*token);
             self.give_back(*token);
         }
         self.worker = None;
@@ -355,6 +370,14 @@ impl Leases {
         // Sending the last spans blocks.
         tokio::task::block_in_place(|| traces.stop());
         tracing::info!(handed_back = unfinished.len(), "leases handed back");
+    }
+
+    /// Gives back a lease that came too late to be begun.
+    fn refuse(&mut self, lease: &v1::Lease) {
+        if let Ok(job) = lease.job.parse() {
+            self.services.meter.never_began(Token(lease.token), job);
+        }
+        self.give_back(Token(lease.token));
     }
 
     fn give_back(&mut self, token: Token) {

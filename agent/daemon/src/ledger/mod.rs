@@ -80,6 +80,9 @@ pub struct Settlement {
     pub job: JobId,
     /// Its energy.
     pub energy: Energy,
+    /// Nothing is recorded of the lease, yet it may have begun: see [`Ledger::settle`].
+    #[serde(default)]
+    pub unrecorded: bool,
 }
 
 /// Everything that outlives the process.
@@ -140,11 +143,16 @@ impl Ledger {
         self.meters.iter().map(|(meter, entry)| (meter.clone(), known(entry))).collect()
     }
 
-    /// Makes a settlement of a shard that has ended.
-    pub fn settle(&mut self, shard: OpenShard) {
+    /// Makes a settlement of a shard that has ended; `unrecorded` where it may have begun and no window saw it.
+    pub fn settle(&mut self, shard: OpenShard, unrecorded: bool) {
         self.last_sequence += 1;
         let OpenShard { token, job, energy } = shard;
-        self.pending.push(Settlement { sequence: self.last_sequence, token, job, energy });
+        self.pending.push(Settlement { sequence: self.last_sequence, token, job, energy, unrecorded });
+    }
+
+    /// Whether a settlement of `token` is not known to be applied.
+    pub fn owes(&self, token: Token) -> bool {
+        self.pending.iter().any(|settlement| settlement.token == token)
     }
 
     /// The collector has applied settlements up to `sequence`.
@@ -206,24 +214,24 @@ mod tests {
     fn settlements_are_numbered_without_gaps_and_kept_until_applied() {
         let mut ledger = Ledger::new("m", None, 0);
         for token in 1..=3 {
-            ledger.settle(shard(token));
+            ledger.settle(shard(token), false);
         }
         ledger.settled_through(2);
         assert_eq!(sequences(&ledger), [3]);
         ledger.settled_through(3);
         ledger.settled_through(1);
-        ledger.settle(shard(9));
+        ledger.settle(shard(9), false);
         assert_eq!(sequences(&ledger), [4]);
     }
 
     #[test]
     fn a_ledger_that_was_lost_goes_on_above_what_the_collector_knows() {
         let mut ledger = Ledger::new("m", None, 0);
-        ledger.settle(shard(1));
-        ledger.settle(shard(2));
+        ledger.settle(shard(1), false);
+        ledger.settle(shard(2), false);
         ledger.settled_through(70);
         assert_eq!(sequences(&ledger), [71, 72], "not applied: the collector's 1 to 70 were others");
-        ledger.settle(shard(3));
+        ledger.settle(shard(3), false);
         assert_eq!(sequences(&ledger), [71, 72, 73]);
     }
 

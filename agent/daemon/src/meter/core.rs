@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use wattmill_protocol::{Energy, Source, Token};
+use wattmill_protocol::{Energy, JobId, Source, Token};
 
 use super::shards::{CpuClock, Shards};
 use crate::attribution;
@@ -62,7 +62,7 @@ impl Core {
         let windows = Windows::resumed(ledger.known(boot_id));
         ledger.boot_id = boot_id.map(str::to_owned);
         for shard in std::mem::take(&mut ledger.open) {
-            ledger.settle(shard);
+            ledger.settle(shard, false);
         }
         Self {
             ledger,
@@ -91,6 +91,14 @@ impl Core {
         self.shards.end(token, clock);
     }
 
+    /// Settles a lease that is not known with nothing.
+    pub(super) fn account_for(&mut self, token: Token, job: JobId, unrecorded: bool) {
+        if !self.shards.has(token) && !self.ledger.owes(token) {
+            tracing::info!(%token, %job, unrecorded, "a lease without a record is settled with no joules");
+            self.ledger.settle(OpenShard { token, job, energy: Energy::ZERO }, unrecorded);
+        }
+    }
+
     /// Closes a window.
     pub(super) fn close(&mut self, window: &Window<'_>) {
         let cpu_weights = self.cpu_weights(window);
@@ -116,7 +124,7 @@ impl Core {
 
     fn settle(&mut self, shard: OpenShard) {
         tracing::debug!(token = %shard.token, job = %shard.job, energy = %shard.energy, "shard settled");
-        self.ledger.settle(shard);
+        self.ledger.settle(shard, false);
     }
 
     /// Enters a slice into its meter's sum.

@@ -138,6 +138,13 @@ impl Meter {
         self.shared.lock().core.shards.never_began(token, job);
     }
 
+    /// The collector misses a lease's joules. Where it neither runs nor is settled here, it settles with none:
+    /// every shard that a closed window saw is in the ledger. `unrecorded` says that it may have begun all the
+    /// same, in the last window of an agent that was killed; what it took then is another process's.
+    pub fn account_for(&self, token: Token, job: JobId, unrecorded: bool) {
+        self.shared.lock().core.account_for(token, job, unrecorded);
+    }
+
     /// A shard has ended: call it while its process still lives. Its energy settles one window later.
     pub fn end(&self, token: Token) {
         self.shared.lock().core.end(token, &clock::process_cpu_nanos);

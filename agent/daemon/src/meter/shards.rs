@@ -77,6 +77,11 @@ impl Shards {
         self.0.entry(token).or_insert_with(|| Shard::new(job, 0, true));
     }
 
+    /// Whether a shard runs, or settles with this window.
+    pub(super) fn has(&self, token: Token) -> bool {
+        self.0.contains_key(&token)
+    }
+
     /// A shard has ended; it settles with the window.
     pub(super) fn end(&mut self, token: Token, clock: CpuClock<'_>) {
         if let Some(shard) = self.0.get_mut(&token).filter(|shard| !shard.ended) {

@@ -120,6 +120,58 @@ async fn a_short_shard_settles_at_the_flush_and_survives_a_crash() {
 }
 
 #[tokio::test]
+async fn a_lease_that_never_began_settles_with_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let meter = start(&config);
+    meter.flush().await;
+    meter.never_began(Token(1), job());
+    meter.begin(Token(2), job(), std::process::id());
+    meter.never_began(Token(2), job());
+    burn();
+    meter.end(Token(2));
+    meter.flush().await;
+    let pending = meter.pending_settlements();
+    let settled: Vec<_> = pending.iter().map(|s| (s.token.0, s.energy > Energy::ZERO)).collect();
+    assert_eq!(settled, [(1, false), (2, true)], "one that did begin keeps its joules");
+    assert!(pending.iter().all(|s| !s.unrecorded));
+    meter.stop().await;
+}
+
+#[tokio::test]
+async fn only_a_lease_without_a_record_is_settled_when_it_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let meter = start(&config);
+    meter.flush().await;
+    meter.begin(Token(1), job(), std::process::id());
+    burn();
+    meter.flush().await;
+    // Begun after the last window: nothing on disk knows of it.
+    meter.begin(Token(2), job(), std::process::id());
+    burn();
+    std::mem::forget(meter);
+
+    let meter = start(&config);
+    meter.begin(Token(5), job(), std::process::id());
+    for (token, unrecorded) in [(1, true), (2, true), (2, true), (5, false), (4, false)] {
+        meter.account_for(Token(token), job(), unrecorded);
+    }
+    assert_eq!(meter.pending_settlements(), [], "not before it is on disk");
+    meter.flush().await;
+    for token in [1, 2, 4, 5] {
+        meter.account_for(Token(token), job(), true);
+    }
+    meter.flush().await;
+    let pending = meter.pending_settlements();
+    let settled: Vec<_> =
+        pending.iter().map(|s| (s.sequence, s.token.0, s.energy > Energy::ZERO, s.unrecorded)).collect();
+    assert_eq!(settled, [(1, 1, true, false), (2, 2, false, true), (3, 4, false, false)]);
+    assert_eq!(meter.running().len(), 1, "what runs goes on");
+    meter.stop().await;
+}
+
+#[tokio::test]
 async fn without_a_disk_metering_goes_on_and_nothing_is_owed_yet() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path(), "");

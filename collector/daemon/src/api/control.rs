@@ -280,6 +280,7 @@ fn settlement(wire: &v1::Settlement) -> Result<Settlement, String> {
         token: Token(wire.token),
         job: wire.job.parse().map_err(|e: InvalidId| e.to_string())?,
         energy: wire.energy.map(Energy::from).unwrap_or_default(),
+        unrecorded: wire.unrecorded,
     })
 }
 

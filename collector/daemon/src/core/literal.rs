@@ -7,7 +7,7 @@ use wattmill_scheduler::efficiency::LiteralInputs;
 use wattmill_work::{JobRecord, ShardState};
 
 use super::Core;
-use super::view::row_bytes;
+use super::points::row_bytes;
 
 /// Newest reported shards that T is the mean of.
 const NEWEST_SHARDS: usize = 256;

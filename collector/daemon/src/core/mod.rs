@@ -5,8 +5,10 @@
 //! Invariant: what a node or a user was told is durable.
 
 mod command;
+mod effects;
 mod literal;
 mod planner;
+mod points;
 mod report;
 mod sessions;
 mod traces;
@@ -26,12 +28,9 @@ use tokio_util::sync::CancellationToken;
 use wattmill_protocol::{Energy, JobId, NodeId, Token, exit, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
-use wattmill_work::{
-    Effect, Event, Message, Now, Reduction, Report, ReportOutcome, WasteReason, Work, Write,
-};
+use wattmill_work::{Effect, Event, Now, Report, WasteReason, Work, Write};
 
 use crate::blobs::Blobs;
-use crate::reduce::{self, ReduceError};
 use crate::state::{Rollup, Telemetry};
 use crate::store::{Sqlite, StoreError};
 
@@ -182,6 +181,7 @@ impl Core {
             }
             if ticked && self.ticks.is_multiple_of(TICKS_PER_PLAN) {
                 self.replan();
+                self.drop_unreported();
             }
             self.grant();
             self.commit(&cancelled).await?;
@@ -291,7 +291,10 @@ impl Core {
     }
 
     fn report(&mut self, node: NodeId, report: Report, shard: &Shard) {
+        // A lease that is not live is answered as what it is: its blob may be gone for good, or never came.
+        let live = self.work.leases().any(|(_, lease)| lease.token == report.token);
         if let Some(blob) = shard.blob
+            && live
             && !self.blobs.has(blob)
         {
             let outcome = v1::ReportOutcome::BlobMissing;
@@ -327,89 +330,6 @@ impl Core {
         Ok(())
     }
 
-    fn perform(&mut self) {
-        self.refresh_live();
-        for effect in std::mem::take(&mut self.pending_effects) {
-            match effect {
-                Effect::Send { node, message } => self.tell(&node, message),
-                Effect::Reduce { job, round, spec, parameters, optimizer, blobs, samples, step } => {
-                    self.traces.reducing(&job, round);
-                    let input = reduce::Round { spec, parameters, optimizer, blobs, samples, step };
-                    self.reduce(job, round, input);
-                }
-                Effect::Retire { blobs } => {
-                    let in_use = self.work.blobs_in_use();
-                    let free: Vec<_> = blobs.into_iter().filter(|b| !in_use.contains(b)).collect();
-                    self.blobs.retire(&free);
-                }
-                Effect::Ended { job } => self.ended(&job),
-            }
-        }
-    }
-
-    fn tell(&mut self, node: &NodeId, message: Message) {
-        let mut traceparent = String::new();
-        match &message {
-            Message::Lease { token, job, round, shard, .. } => {
-                traceparent = self.traces.lease(*token, job, (*round, *shard), node);
-            }
-            Message::Committed { tokens } => tokens.iter().for_each(|token| self.traces.committed(*token)),
-            Message::Revoke { token, reason } => self.traces.revoked(*token, reason.as_str()),
-            Message::Reply { .. } | Message::Settled { .. } => {}
-        }
-        self.sessions.send(node, sessions::message(message, traceparent));
-    }
-
-    fn refresh_live(&self) {
-        let tokens = self.work.leases().map(|(_, lease)| lease.token).collect();
-        *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = tokens;
-    }
-
-    fn reduce(&self, job: JobId, round: u32, input: reduce::Round) {
-        self.work_aside(move |blobs| match reduce::reduce(blobs, &input) {
-            Ok(outcome) => Command::Computed { job, round, outcome },
-            Err(error) => reduced(job, round, Err(error)),
-        });
-    }
-
-    /// A round is reduced: its outcome is named, then written.
-    fn computed(&mut self, job: JobId, round: u32, outcome: reduce::Outcome) {
-        let reduction = outcome.reduction;
-        self.apply(Event::Computed { job: job.clone(), round, reduction });
-        let named = self.work.round(&job).filter(|r| r.number == round).and_then(|r| r.outcome);
-        if named == Some(reduction) {
-            self.work_aside(move |blobs| reduced(job, round, outcome.persist(blobs)));
-        }
-    }
-
-    /// Has `work` done beside the core, and takes what it comes to.
-    fn work_aside(&self, work: impl FnOnce(&Blobs) -> Command + Send + 'static) {
-        let (blobs, to_self) = (Arc::clone(&self.blobs), self.to_self.clone());
-        tokio::task::spawn_blocking(move || {
-            let command = work(&blobs);
-            if let Some(core) = to_self.upgrade() {
-                // The core is gone only when the program ends; the round is then reduced anew.
-                drop(core.blocking_send(command));
-            }
-        });
-    }
-
-    fn ended(&mut self, job: &JobId) {
-        self.profiles.forget(job);
-        self.energy_at_end.insert(job.clone(), self.cluster_energy());
-        let Some(record) = self.work.job(job) else { return };
-        tracing::info!(
-            %job,
-            state = ?record.phase,
-            reason = record.reason.as_deref().unwrap_or_default(),
-            samples = record.samples,
-            accuracy = record.accuracy,
-            seconds = record.elapsed_ms as f64 / 1e3,
-            "job ended"
-        );
-        self.replan();
-    }
-
     /// A tick of the state machine, with what the roll-up says of the time since the last one.
     fn pass_time(&mut self) {
         let peak_flops = self.rollups.borrow().peak_flops;
@@ -424,30 +344,11 @@ impl Core {
     }
 
     fn publish(&mut self) {
-        for (reason, joules) in view::wasted_joules(self) {
+        for (reason, joules) in points::wasted_joules(self) {
             let shown = self.wasted_joules.entry(reason).or_default();
             *shown = shown.max(joules);
         }
         self.views.send_replace(Arc::new(view::build(self)));
-    }
-}
-
-/// A round's reduction is durable, or cannot be.
-fn reduced(job: JobId, round: u32, reduction: Result<Reduction, ReduceError>) -> Command {
-    let reduction = reduction.map_err(|error| exit::describe(&error));
-    if let Err(reason) = &reduction {
-        tracing::error!(%job, round, reason, "a round cannot be reduced");
-    }
-    Command::Event(Event::Reduced { job, round, reduction })
-}
-
-/// What a report came to, in the words of the wire.
-pub(crate) fn outcome(outcome: ReportOutcome) -> v1::ReportOutcome {
-    match outcome {
-        ReportOutcome::Received => v1::ReportOutcome::Received,
-        ReportOutcome::Committed => v1::ReportOutcome::Committed,
-        ReportOutcome::Stale => v1::ReportOutcome::Stale,
-        ReportOutcome::Failed => v1::ReportOutcome::Failed,
     }
 }
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use wattmill_protocol::{Energy, JobId};
+use wattmill_protocol::{Energy, JobId, Source};
 
 use super::Core;
-use super::view::{all_joules, job_energy, job_mfu, joules};
+use super::view::{all_joules, job_energy, job_mfu};
 
 /// The report as it is written: every amount in joules by source, since measured and estimated joules
 /// are never summed silently.
@@ -20,6 +20,9 @@ struct EnergyReport {
     samples: u64,
     rounds: u32,
     requeues: BTreeMap<&'static str, u32>,
+    /// Leases whose node's ledger does not know them, as of an agent that was killed: their joules are among
+    /// the node's other ones.
+    unrecorded_leases: u32,
     useful_flops: u64,
     elapsed_seconds: f64,
     mfu_ratio: Option<f64>,
@@ -88,6 +91,7 @@ impl Core {
             samples: job.samples,
             rounds: job.round,
             requeues: job.requeues.iter().map(|(reason, n)| (reason.as_str(), *n)).collect(),
+            unrecorded_leases: job.unrecorded,
             useful_flops: job.useful_flops,
             elapsed_seconds: job.elapsed_ms as f64 / 1e3,
             mfu_ratio: job_mfu(job),
@@ -115,4 +119,13 @@ impl Core {
         let to = self.energy_at_end.get(job).copied().unwrap_or_else(|| self.cluster_energy());
         Some(to.saturating_sub(*from))
     }
+}
+
+/// Joules by source, for reports.
+fn joules(energy: Energy) -> BTreeMap<&'static str, f64> {
+    Source::ALL
+        .into_iter()
+        .filter(|s| energy.get(*s) > 0)
+        .map(|s| (s.as_str(), energy.get(s) as f64 / 1e6))
+        .collect()
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use wattmill_protocol::{NodeId, PROTOCOL_VERSION, Token, v1};
-use wattmill_work::{Capability, Event, HeldLease, Message, Task};
+use wattmill_work::{Capability, Event, HeldLease, Message, ReportOutcome, Task, UnsettledLease};
 
+use super::Core;
 use super::command::{OpenRefused, ToNode};
-use super::{Core, outcome};
 
 /// Most leases that a node may say it holds, and takes at once.
 const MAX_SLOTS: u32 = 256;
@@ -156,6 +156,16 @@ pub(crate) fn reply(token: Token, outcome: v1::ReportOutcome) -> v1::to_node::Ki
     v1::to_node::Kind::ReportReply(v1::ReportReply { token: token.0, outcome: outcome.into() })
 }
 
+/// What a report came to, in the words of the wire.
+fn outcome(outcome: ReportOutcome) -> v1::ReportOutcome {
+    match outcome {
+        ReportOutcome::Received => v1::ReportOutcome::Received,
+        ReportOutcome::Committed => v1::ReportOutcome::Committed,
+        ReportOutcome::Stale => v1::ReportOutcome::Stale,
+        ReportOutcome::Failed => v1::ReportOutcome::Failed,
+    }
+}
+
 /// A message of the state machine in the words of the wire.
 pub(crate) fn message(message: Message, traceparent: String) -> v1::to_node::Kind {
     use v1::to_node::Kind;
@@ -179,6 +189,10 @@ pub(crate) fn message(message: Message, traceparent: String) -> v1::to_node::Kin
         }
         Message::Reply { token, outcome: result } => reply(token, outcome(result)),
         Message::Settled { sequence } => Kind::Settled(v1::Settled { sequence }),
+        Message::Unsettled { leases } => {
+            let lease = |l: UnsettledLease| v1::UnsettledLease { token: l.token.0, job: l.job.to_string() };
+            Kind::Unsettled(v1::Unsettled { leases: leases.into_iter().map(lease).collect() })
+        }
         Message::Committed { tokens } => {
             Kind::Committed(v1::Committed { tokens: tokens.into_iter().map(|t| t.0).collect() })
         }

@@ -1,18 +1,14 @@
 //! What users see: an immutable picture of the whole, published a few times a second and only read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use wattmill_protocol::catalogue as metrics;
 use wattmill_protocol::exposition::Point;
-use wattmill_protocol::{Energy, JobId, NodeId, Source, v1};
+use wattmill_protocol::{Energy, JobId, NodeId, v1};
 use wattmill_scheduler::efficiency;
-use wattmill_work::{AccountOutcome, JobRecord, NodeShare, Phase, ShardState, WasteReason};
+use wattmill_work::{AccountOutcome, JobRecord, NodeShare, Phase, ShardState};
 
-use super::{Core, literal, waits};
+use super::{Core, points, waits};
 use crate::state::{NodeRollup, Target};
-
-/// How long an ended job stays in `/metrics`: long enough for any scrape to see its last values.
-const EXPOSED_AFTER_END_MS: i64 = 3_600_000;
 
 /// The published picture.
 #[derive(Clone, Debug, Default)]
@@ -44,19 +40,13 @@ pub(crate) fn build(core: &Core) -> View {
         flops_per_joule: rollup.flops_per_joule,
         jobs,
     };
-    let mut points = core_points(core, &cluster);
-    for (record, view) in core.work.jobs().zip(&cluster.jobs) {
-        if record.ended_unix_ms.is_none_or(|ended| now.unix_ms - ended < EXPOSED_AFTER_END_MS) {
-            job_points(&mut points, core, record, view);
-        }
-    }
     let targets = core.sessions.iter().filter_map(|(node, connected)| {
         let address = connected.hello.advertised_metrics.clone();
         let labels = [("node", node.to_string()), ("name", connected.hello.name.clone())];
         let labels = labels.map(|(name, value)| (name.to_owned(), value)).to_vec();
         (!address.is_empty()).then_some(Target { address, labels })
     });
-    View { points, targets: targets.collect(), cluster }
+    View { points: points::build(core, &cluster), targets: targets.collect(), cluster }
 }
 
 fn scoped(energy: &BTreeMap<Box<str>, Energy>) -> Vec<v1::ScopedEnergy> {
@@ -206,7 +196,7 @@ pub(crate) fn state(phase: Phase) -> v1::JobState {
     }
 }
 
-fn shard_states(core: &Core, job: &JobId) -> BTreeMap<&'static str, u32> {
+pub(super) fn shard_states(core: &Core, job: &JobId) -> BTreeMap<&'static str, u32> {
     let mut counts = BTreeMap::from([("pending", 0), ("leased", 0), ("received", 0), ("quarantined", 0)]);
     for shard in core.work.round(job).map(|r| r.shards.as_slice()).unwrap_or_default() {
         let name = match shard.state {
@@ -218,116 +208,4 @@ fn shard_states(core: &Core, job: &JobId) -> BTreeMap<&'static str, u32> {
         *counts.entry(name).or_default() += 1;
     }
     counts
-}
-
-fn job_points(points: &mut Vec<Point>, core: &Core, job: &JobRecord, view: &v1::JobView) {
-    let id = job.id.as_str();
-    let progress = f64::from(view.round) / f64::from(view.rounds.max(1));
-    points.push(Point::new(&metrics::JOB_PROGRESS, &[id], progress.min(1.0)));
-    points.extend(view.loss.map(|loss| Point::new(&metrics::JOB_LOSS, &[id], loss)));
-    points.extend(view.accuracy.map(|a| Point::new(&metrics::JOB_ACCURACY, &[id], a)));
-    points.push(Point::new(&metrics::JOB_SAMPLES, &[id], view.samples as f64));
-    points.extend(view.samples_per_joule.map(|s| Point::new(&metrics::JOB_SAMPLES_PER_JOULE, &[id], s)));
-    // Settled joules alone: they only grow, as a counter must.
-    let settled = |of: fn(&NodeShare) -> Energy| job.nodes.values().map(of).sum::<Energy>();
-    let outcomes = [("committed", settled(|n| n.committed)), ("wasted", settled(|n| n.wasted))];
-    // Zeros from the start, for each source that the cluster has: `increase` would miss the first value.
-    let metered: BTreeSet<Source> = core.rollups.borrow().metered.iter().map(|(_, source)| *source).collect();
-    for (outcome, energy) in outcomes {
-        for source in Source::ALL.into_iter().filter(|s| metered.contains(s) || energy.get(*s) > 0) {
-            let joules = energy.get(source) as f64 / 1e6;
-            points.push(Point::new(&metrics::JOB_ENERGY, &[id, outcome, source.as_str()], joules));
-        }
-    }
-    if !job.phase.ended() {
-        for (name, count) in shard_states(core, &job.id) {
-            points.push(Point::new(&metrics::SHARDS, &[id, name], f64::from(count)));
-        }
-    }
-}
-
-fn core_points(core: &Core, cluster: &v1::ClusterView) -> Vec<Point> {
-    let connected = cluster.nodes.iter().filter(|n| n.connected).count();
-    let gone = cluster.nodes.len() - connected;
-    let mut points = vec![
-        Point::new(&metrics::CLUSTER_NODES, &["connected"], connected as f64),
-        Point::new(&metrics::CLUSTER_NODES, &["disconnected"], gone as f64),
-        Point::new(&metrics::COLLECTOR_BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1.0),
-        Point::new(&metrics::COLLECTOR_SESSIONS, &[], core.sessions.iter().count() as f64),
-        Point::new(&metrics::COLLECTOR_STORE_COMMITS, &[], core.commits as f64),
-        Point::new(&metrics::COLLECTOR_STORE_ERRORS, &[], core.store_errors as f64),
-        Point::new(&metrics::COLLECTOR_PLAN_DURATION, &[], core.plan_seconds),
-    ];
-    // Every reason from the start: a counter that appears with its first event hides it from `increase`.
-    for reason in WasteReason::ALL {
-        // A job that ended wastes joules, but nothing of it is given anew.
-        if reason != WasteReason::JobEnded {
-            let requeues: u32 = core.work.jobs().filter_map(|job| job.requeues.get(&reason)).sum();
-            points.push(Point::new(&metrics::RESCHEDULES, &[reason.as_str()], f64::from(requeues)));
-        }
-        let wasted = core.wasted_joules.get(&reason).copied().unwrap_or(0.0);
-        points.push(Point::new(&metrics::CLUSTER_WASTED, &[reason.as_str()], wasted));
-    }
-    bounds(core, &mut points);
-    points
-}
-
-/// The lower bound of the work that is left, and the founding document's figures as written.
-fn bounds(core: &Core, points: &mut Vec<Point>) {
-    let rollup = core.rollups.borrow();
-    let running: Vec<&JobRecord> = core.work.jobs().filter(|job| !job.phase.ended()).collect();
-    let left_flops: f64 = running
-        .iter()
-        .filter(|job| job.round > 1)
-        .map(|job| {
-            let done = f64::from(job.round);
-            job.useful_flops as f64 / done * (f64::from(core.work.total_rounds(job)) - done).max(0.0)
-        })
-        .sum();
-    let bound = efficiency::compute_lower_bound_seconds(left_flops, rollup.peak_flops);
-    points.extend(bound.map(|s| Point::new(&metrics::CLUSTER_COMPUTE_BOUND, &[], s)));
-    let bound = efficiency::transfer_lower_bound_seconds(
-        running.iter().map(|job| unread_bytes(job)).sum(),
-        rollup.storage.read_bytes_per_second,
-        rollup.storage.network_bytes_per_second,
-    );
-    points.extend(bound.map(|s| Point::new(&metrics::CLUSTER_TRANSFER_BOUND, &[], s)));
-    let literal = literal::inputs(core);
-    points.extend(literal.seed_eta_literal().map(|v| Point::new(&metrics::CLUSTER_SEED_ETA, &[], v)));
-    points.extend(literal.seed_sigma_literal().map(|v| Point::new(&metrics::CLUSTER_SEED_SIGMA, &[], v)));
-}
-
-/// Bytes of a row: f32 features and a label.
-pub(crate) fn row_bytes(job: &JobRecord) -> f64 {
-    (f64::from(job.spec.data.features) + 1.0) * 4.0
-}
-
-/// Bytes of a job's training data that nobody had to read yet. Later epochs may find theirs in a cache, so
-/// that only the first is bound to move it.
-fn unread_bytes(job: &JobRecord) -> f64 {
-    let rows = job.prepared.map_or(0, |p| p.training_rows).saturating_sub(job.samples);
-    rows as f64 * row_bytes(job)
-}
-
-/// Joules wasted so far, by reason, settled or as far as they are known.
-pub(crate) fn wasted_joules(core: &Core) -> BTreeMap<WasteReason, f64> {
-    let mut sums: BTreeMap<WasteReason, f64> = BTreeMap::new();
-    for (reason, energy) in core.work.jobs().flat_map(|job| &job.wasted) {
-        *sums.entry(*reason).or_default() += energy.total_joules();
-    }
-    for (_, account) in core.work.accounts() {
-        if let AccountOutcome::Wasted(reason) = account.outcome {
-            *sums.entry(reason).or_default() += account.energy.total_joules();
-        }
-    }
-    sums
-}
-
-/// Joules by source, for reports.
-pub(crate) fn joules(energy: Energy) -> BTreeMap<&'static str, f64> {
-    Source::ALL
-        .into_iter()
-        .filter(|s| energy.get(*s) > 0)
-        .map(|s| (s.as_str(), energy.get(s) as f64 / 1e6))
-        .collect()
 }

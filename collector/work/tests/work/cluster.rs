@@ -224,8 +224,18 @@ impl Cluster {
 
     /// Node `n` settles; returns through which settlement the collector then stands.
     pub(crate) fn settle(&mut self, n: u8, sequence: u64, token: Token, energy: Energy) -> u64 {
-        let settlements = vec![Settlement { sequence, token, job: self.job.clone(), energy }];
-        self.apply(Event::Settled { node: node(n), settlements });
+        let job = self.job.clone();
+        self.settle_as(n, Settlement { sequence, token, job, energy, unrecorded: false })
+    }
+
+    /// Node `n` settles a lease that its ledger does not know.
+    pub(crate) fn settle_unrecorded(&mut self, n: u8, sequence: u64, token: Token) -> u64 {
+        let job = self.job.clone();
+        self.settle_as(n, Settlement { sequence, token, job, energy: Energy::ZERO, unrecorded: true })
+    }
+
+    fn settle_as(&mut self, n: u8, settlement: Settlement) -> u64 {
+        self.apply(Event::Settled { node: node(n), settlements: vec![settlement] });
         self.work.settled_through(&node(n))
     }
 

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use wattmill_protocol::{Energy, JobId, Source};
-use wattmill_work::{AccountOutcome, Event, Phase, WasteReason};
+use wattmill_protocol::{Energy, JobId, Source, Token};
+use wattmill_work::{
+    AccountOutcome, Effect, Event, MAX_UNSETTLED, Message, Phase, UnsettledLease, WasteReason,
+};
 
 use crate::cluster::{Cluster, counted, node};
 
@@ -145,4 +147,59 @@ fn a_job_answers_for_its_own_joules_and_its_share_of_the_idle_ones() {
     cluster.crash();
     cluster.tick(None, 0);
     assert_eq!(cluster.work.job(&other).unwrap().cluster_microjoules, 0, "as of its last write");
+}
+
+/// The leases that a node is asked for.
+fn asked(effects: &[Effect]) -> Vec<Token> {
+    let leases = effects.iter().filter_map(|effect| match effect {
+        Effect::Send { message: Message::Unsettled { leases }, .. } => Some(leases),
+        _ => None,
+    });
+    leases.flatten().map(|UnsettledLease { token, .. }| *token).collect()
+}
+
+#[test]
+fn a_node_is_asked_for_leases_that_it_does_not_name() {
+    let mut cluster = Cluster::prepared();
+    let prepared = cluster.record().last_tokens[0];
+    let (lost, kept) = (cluster.grant(0, 1), cluster.grant(1, 1));
+    cluster.renew(1, lost, 1, Energy::ZERO, 50.0);
+    cluster.wait(1_000);
+    let held = cluster.held(kept, 1);
+    assert_eq!(asked(&cluster.open_with(1, std::slice::from_ref(&held), "same")), [prepared, lost]);
+    let waste = |cluster: &Cluster| cluster.work.unsettled_energy(&cluster.job).1;
+    assert_eq!(waste(&cluster), Energy::of(Source::Estimate, 50_000_000));
+    assert_eq!(asked(&cluster.open_with(2, &[], "same")), [], "another node has nothing to do with it");
+
+    cluster.settle_unrecorded(1, 1, lost);
+    assert_eq!(waste(&cluster), Energy::ZERO, "the estimate is gone");
+    let record = cluster.record();
+    assert_eq!((record.wasted[&WasteReason::NodeRestarted], record.unrecorded), (Energy::ZERO, 1));
+    cluster.settle_unrecorded(1, 1, lost);
+    assert_eq!(cluster.record().unrecorded, 1, "counted once");
+    assert_eq!(asked(&cluster.open_with(1, &[held], "same")), [prepared]);
+}
+
+#[test]
+fn an_estimate_is_asked_for_after_a_restart_too() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    cluster.wait(cluster.settings.lease_ms);
+    cluster.crash();
+    assert!(asked(&cluster.open_with(1, &[], "same")).contains(&token));
+}
+
+#[test]
+fn many_unsettled_leases_are_asked_for_in_messages_of_a_bounded_size() {
+    let mut cluster = Cluster::prepared();
+    for _ in 0..MAX_UNSETTLED {
+        let token = cluster.grant(0, 1);
+        cluster.apply(Event::HandedBack { node: node(1), token });
+        cluster.open(1, &[]);
+    }
+    let effects = cluster.open_with(1, &[], "same");
+    let messages =
+        effects.iter().filter(|e| matches!(e, Effect::Send { message: Message::Unsettled { .. }, .. }));
+    assert_eq!(messages.count(), 2);
+    assert_eq!(asked(&effects).len(), MAX_UNSETTLED + 1, "the preparation's too");
 }

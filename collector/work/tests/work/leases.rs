@@ -92,6 +92,18 @@ fn a_lease_can_be_handed_back_by_its_holder_only() {
 }
 
 #[test]
+fn a_node_that_hands_work_back_gets_no_more_in_that_session() {
+    let mut cluster = Cluster::prepared();
+    let (back, other) = (cluster.grant(0, 1), cluster.grant(1, 1));
+    cluster.apply(Event::HandedBack { node: node(1), token: back });
+    assert_eq!(cluster.try_grant(0, 1), None, "it stops or is drained");
+    assert!(cluster.work.connected().all(|(id, _)| *id != node(1)), "nothing is planned for it");
+    assert_eq!(cluster.report(1, other, 1), ReportOutcome::Received, "what it still does counts");
+    cluster.open(1, &[]);
+    assert!(cluster.try_grant(0, 1).is_some(), "it came back");
+}
+
+#[test]
 fn a_shard_is_given_once_and_a_node_takes_no_more_than_its_slots() {
     let mut cluster = Cluster::prepared();
     cluster.grant(0, 1);

@@ -1,0 +1,116 @@
+//! Leases: given, renewed, and taken away.
+
+use std::sync::Arc;
+
+use wattmill_protocol::{JobId, NodeId, Token};
+
+use super::Work;
+use crate::Now;
+use crate::event::{Message, Renewal};
+use crate::record::{AccountOutcome, WasteReason};
+use crate::round::{Lease, Shard, ShardState};
+use crate::step::Step;
+
+impl Work {
+    pub(super) fn renewed(&mut self, node: &NodeId, renewals: &[Renewal], now: Now) {
+        let deadline_ms = now.monotonic_ms + self.settings.lease_ms;
+        for renewal in renewals {
+            let lease = self.running.values_mut().filter_map(|r| r.round.as_mut()).find_map(|round| {
+                match round.leased(renewal.token)?.1.state {
+                    ShardState::Leased(ref mut lease) if lease.node == *node => Some(lease),
+                    _ => None,
+                }
+            });
+            let Some(lease) = lease else { continue };
+            if renewal.samples > lease.samples {
+                lease.samples = renewal.samples;
+                lease.deadline_ms = deadline_ms;
+            }
+            self.accounts.progress(renewal.token, renewal.energy, renewal.power_watts, now);
+        }
+    }
+
+    pub(super) fn granted(
+        &mut self,
+        job: &JobId,
+        shard: u32,
+        node: &NodeId,
+        power_watts: f64,
+        now: Now,
+        out: &mut Step,
+    ) {
+        let session = self.sessions.get(node).filter(|s| s.takes_work());
+        let (Some(record), Some(session)) = (self.jobs.get(job), session) else { return };
+        let held = self.leases().filter(|(_, l)| l.node == *node).count();
+        if !self.may_grant(now)
+            || held >= session.capability.slots as usize
+            || !self.eligible(record, &session.capability.numerics)
+        {
+            return;
+        }
+        let (spec, data_hash, number) =
+            (Arc::clone(&record.spec), record.prepared.map(|p| p.data_hash), record.round);
+        let token = self.last_token.next();
+        let lease = self.new_lease(token, node, now);
+        let duration_ms = self.settings.lease_ms;
+        let Some(shard_state) = self.shard_mut(job, shard).filter(|s| s.state == ShardState::Pending) else {
+            return;
+        };
+        shard_state.state = ShardState::Leased(lease);
+        shard_state.newest = Some(token);
+        shard_state.attempts += 1;
+        let (task, attempt) = (shard_state.task, shard_state.attempts);
+        self.last_token = token;
+        let generation = self.generation;
+        if let Some(record) = self.jobs.get_mut(job).filter(|record| record.generation < generation) {
+            record.generation = generation;
+            out.changed.insert(job.clone());
+        }
+        self.accounts.open(token, job.clone(), node.clone(), power_watts, now);
+        let job = job.clone();
+        let round = number;
+        out.send(
+            node,
+            Message::Lease { token, job, spec, round, shard, attempt, duration_ms, task, data_hash },
+        );
+    }
+
+    pub(super) fn new_lease(&self, token: Token, node: &NodeId, now: Now) -> Lease {
+        let deadline_ms = now.monotonic_ms + self.settings.lease_ms;
+        Lease { token, node: node.clone(), deadline_ms, samples: 0 }
+    }
+
+    pub(super) fn shard_mut(&mut self, job: &JobId, shard: u32) -> Option<&mut Shard> {
+        self.running.get_mut(job)?.round.as_mut()?.shards.get_mut(shard as usize)
+    }
+
+    /// Takes live leases away: their shards wait again, their joules are waste.
+    pub(super) fn lose(
+        &mut self,
+        reason: WasteReason,
+        now: Now,
+        out: &mut Step,
+        which: impl Fn(&Lease) -> bool,
+    ) {
+        let mut lost = Vec::new();
+        for (id, running) in &mut self.running {
+            for shard in running.round.iter_mut().flat_map(|r| &mut r.shards) {
+                if let ShardState::Leased(lease) = &shard.state
+                    && which(lease)
+                {
+                    lost.push((id.clone(), lease.clone()));
+                    shard.state = ShardState::Pending;
+                }
+            }
+        }
+        for (id, lease) in lost {
+            // The shards of a job that ended are not given anew.
+            if let Some(job) = self.jobs.get_mut(&id).filter(|_| reason != WasteReason::JobEnded) {
+                *job.requeues.entry(reason).or_default() += 1;
+            }
+            let outcome = AccountOutcome::Wasted(reason);
+            self.accounts.conclude(lease.token, outcome, now, &mut self.jobs, out);
+            out.send(&lease.node, Message::Revoke { token: lease.token, reason });
+        }
+    }
+}

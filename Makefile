@@ -59,6 +59,12 @@ check: ## the inner loop: format, lints, unit tests
 test-full: build test-needs ## what is too slow for make test
 	@cargo test --workspace --test telemetry --quiet -- --ignored
 
+.PHONY: bench-agent
+bench-agent: rust-needs ## what the agent costs its host, beside node_exporter; ARGS="--seconds 60 --rounds 1"
+	@tests/run/need.sh prometheus-node-exporter:prometheus-node-exporter:unpack
+	@cargo build --quiet --release --package wattmill-agent --package wattmill-collector --package nvml-fake
+	@cargo run --quiet --release --package wattmill-it-metering --example bench_agent -- $(ARGS)
+
 .PHONY: format
 format: rust-needs ## the code is formatted
 	@cargo fmt --all --check
@@ -117,4 +123,4 @@ rust-needs:
 
 .PHONY: test-needs
 test-needs:
-	@tests/run/need.sh promtool:prometheus:unpack jq:jq curl:curl
+	@tests/run/need.sh prometheus:prometheus:unpack promtool:promtool/prometheus:unpack jq:jq curl:curl

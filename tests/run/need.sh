@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # need.sh WHAT:PACKAGE[:unpack]... : installs the Debian packages of what is missing. WHAT is a command, or
 # a file's path. `unpack` takes the package's files into .cache/tools without installing it: for a package
-# that would start a service. `rust` checks for Cargo, which no package here provides.
+# that would start a service; PACKAGE may then be A/B, the first that this Debian has. `rust` checks for
+# Cargo, which no package here provides.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -41,7 +42,13 @@ say "getting through apt: ${install[*]}${unpack:+${install:+, and }unpacked into
 apt update
 [ ${#install[@]} -eq 0 ] || apt install -y --no-install-recommends "${install[@]}"
 mkdir -p .cache/tools
-for package in "${unpack[@]}"; do
+# Debian 12 has promtool in the package of Prometheus, Debian 13 in its own.
+known() { apt-cache show "$1" >/dev/null 2>&1; }
+for names in "${unpack[@]}"; do
+    package=${names%%/*}
+    known "$package" || package=${names##*/}
+    [[ " ${unpacked:-} " != *" $package "* ]] || continue
+    unpacked="${unpacked:-} $package"
     # A folder that apt's own user may write to, or it warns.
     folder=$(mktemp -d) && chmod 755 "$folder"
     (cd "$folder" && apt-get -qq -o APT::Sandbox::User="$(id -un)" download "$package" >/dev/null)

@@ -175,7 +175,9 @@ fn nvml(config: &Config) -> Finding {
         }
         Some(Answer::Failed(error)) => {
             let mend = match error.reason {
-                "library" => "set nvml_library to the library's path, or remove the key",
+                "library" => {
+                    "install the driver's library, or set nvml_library to its path; without GPUs remove nvml_library and gpus"
+                }
                 "driver_not_loaded" => "modprobe nvidia",
                 "version_mismatch" => "the driver was updated under a running kernel module: reboot",
                 _ => "",

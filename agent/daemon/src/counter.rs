@@ -9,6 +9,9 @@ use std::time::Duration;
 /// Time that a counter may lag behind its reading: RAPL updates each millisecond, NVML every 20 to 100.
 const COUNTER_LAG: Duration = Duration::from_millis(200);
 
+/// What a counter may go back by without having gone round: RAPL updates each millisecond.
+const COUNTER_UPDATE: Duration = Duration::from_millis(1);
+
 /// Why energy went unseen.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -23,6 +26,10 @@ pub enum GapReason {
     Restart,
     /// The host was booted, and the counters began anew.
     Reboot,
+    /// The ledger came from another host, whose counters were others.
+    OtherHost,
+    /// Another source counted meanwhile: what the counter says of that time is counted already.
+    Substituted,
     /// Readings failed for longer than power may be integrated over.
     Unread,
     /// The ledger was lost.
@@ -38,6 +45,8 @@ impl GapReason {
             Self::MissedWraps => "missed_wraps",
             Self::Restart => "restart",
             Self::Reboot => "reboot",
+            Self::OtherHost => "other_host",
+            Self::Substituted => "substituted",
             Self::Unread => "unread",
             Self::LedgerLost => "ledger_lost",
         }
@@ -86,17 +95,22 @@ impl Counter {
         let Some((last, last_at)) = self.last.replace((raw, at)) else { return Step::First };
         let elapsed = at.saturating_sub(last_at) + COUNTER_LAG;
         let possible = limits.max_per_second * elapsed.as_secs_f64();
+        // A range of 0, or a reading beyond the range, says that the range is not to be believed.
+        let modulus = limits.modulus.filter(|modulus| *modulus > raw.max(last));
         if raw >= last {
-            return forward(raw - last, possible, limits.modulus);
+            return forward(raw - last, possible, modulus);
         }
-        match limits.modulus {
-            // A range of 0, or a reading beyond the range, says that the range is not to be believed.
-            Some(modulus) if modulus > last => match (modulus - last).checked_add(raw) {
-                Some(delta) if delta as f64 <= possible => {
-                    Step::Counted(delta, missed(delta, possible, limits.modulus))
+        let back = (last - raw) as f64;
+        match modulus {
+            // Back by a hair it is a glitch of the hardware rather than a round less a hair.
+            Some(modulus) if back > limits.max_per_second * COUNTER_UPDATE.as_secs_f64() => {
+                let delta = modulus - last + raw;
+                if delta as f64 <= possible {
+                    Step::Counted(delta, missed(delta, possible, Some(modulus)))
+                } else {
+                    Step::Gap(GapReason::Reset)
                 }
-                _ => Step::Gap(GapReason::Reset),
-            },
+            }
             _ => Step::Gap(GapReason::Reset),
         }
     }
@@ -112,7 +126,7 @@ fn forward(delta: u64, possible: f64, modulus: Option<u64>) -> Step {
 
 /// What is counted is a lower bound when a whole further round was possible too.
 fn missed(delta: u64, possible: f64, modulus: Option<u64>) -> Option<GapReason> {
-    let modulus = modulus.filter(|m| *m > 0)?;
+    let modulus = modulus?;
     (possible >= delta as f64 + modulus as f64).then_some(GapReason::MissedWraps)
 }
 
@@ -149,6 +163,27 @@ mod tests {
             assert_eq!(counter.advance(last, seconds(10), &limits), Step::First, "{what}");
             assert_eq!(counter.advance(raw, seconds(11), &limits), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn back_by_one_is_never_a_round_however_long_ago_it_was_read() {
+        for (modulus, elapsed) in [(Some(RANGE), 1), (Some(RANGE), 3_600), (None, 3_600), (Some(1 << 20), 1)]
+        {
+            let limits = Limits { modulus, ..LIMITS };
+            let mut counter = Counter::resumed(1_000_000, seconds(1));
+            let step = counter.advance(999_999, seconds(1 + elapsed), &limits);
+            assert_eq!(step, Step::Gap(GapReason::Reset), "{modulus:?} after {elapsed} s");
+            let next = counter.advance(1_000_010, seconds(2 + elapsed), &limits);
+            assert!(matches!(next, Step::Counted(11, _)), "{next:?}");
+        }
+    }
+
+    #[test]
+    fn a_range_that_readings_exceed_is_no_range() {
+        let limits = Limits { modulus: Some(1), max_per_second: 1e9 };
+        let mut counter = Counter::resumed(5, seconds(1));
+        assert_eq!(counter.advance(9, seconds(2), &limits), Step::Counted(4, None));
+        assert_eq!(counter.advance(2, seconds(3), &limits), Step::Gap(GapReason::Reset));
     }
 
     #[test]

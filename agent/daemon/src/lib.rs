@@ -5,7 +5,7 @@
 //! publishes a [`snapshot`], and [`export`] hands snapshots to Prometheus and the collector.
 //!
 //! Invariant: no joule is counted twice, none is invented, and what was exported never goes back when
-//! the daemon restarts. Only [`device`] talks to NVML, only [`export`] knows OTLP, only [`app`] systemd.
+//! the daemon restarts, nor after a power cut while the disk syncs each window. Only [`device`] talks to NVML, only [`export`] knows OTLP, only [`app`] systemd.
 
 pub mod app;
 pub mod attribution;

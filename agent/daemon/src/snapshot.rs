@@ -1,7 +1,8 @@
 //! What is known at the end of a window: immutable, the one thing that exporters read.
 //!
 //! Invariant: a snapshot is published only after its ledger was written, so that no exporter ever shows
-//! a sum that a restart would take back.
+//! a sum that a restart would take back; and after it was synced, while the disk keeps up and can be
+//! written, so that a power cut takes none back either.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -32,7 +32,7 @@ fn steps(criterion: &mut Criterion) {
             let parameters = model.initialise(1);
             let mut gradient = vec![0.0; parameters.len()];
             group.bench_function(format!("gradient, {threads} threads"), |bencher| {
-                bencher.iter(|| kernel.gradient(&parameters, batch, &mut gradient));
+                bencher.iter(|| kernel.gradient(&parameters, batch, &mut gradient, &|| ()));
             });
         }
         group.bench_function("gradient and AdamW, 1 thread", |bencher| train(bencher, &model, batch));
@@ -49,7 +49,7 @@ fn train(bencher: &mut criterion::Bencher<'_>, model: &Model, batch: Batch<'_>) 
     let mut state = vec![0.0; optimizer.slots() * parameters.len()];
     let mut step = 0;
     bencher.iter(|| {
-        let outcome = kernel.gradient(&parameters, batch, &mut gradient);
+        let outcome = kernel.gradient(&parameters, batch, &mut gradient, &|| ());
         mean(&mut gradient, outcome.map_or(0, |outcome| outcome.samples));
         step += 1;
         optimizer.step(step, 1.0, &mut parameters, &gradient, &mut state)

@@ -37,6 +37,9 @@ impl Outcome {
     }
 }
 
+/// Called after each piece of a step, on whichever thread did it.
+pub type Tick<'a> = &'a (dyn Fn() + Sync);
+
 /// A model's training step on threads of its own, with scratch that calls reuse.
 pub struct Kernel {
     model: Model,
@@ -69,6 +72,9 @@ impl Kernel {
     /// Sums, because a round's shards may differ in size: the collector adds them and divides once. An
     /// empty batch gives zeros.
     ///
+    /// `tick` is called on any of the kernel's threads after each piece of the work: a block of rows, or a
+    /// tile of the gradient, each a second's work at most. It learns that work goes on and changes no bit.
+    ///
     /// # Errors
     /// [`KernelError`]; `gradient` is then without meaning.
     pub fn gradient(
@@ -76,6 +82,7 @@ impl Kernel {
         parameters: &[f32],
         batch: Batch<'_>,
         gradient: &mut [f32],
+        tick: Tick<'_>,
     ) -> Result<Outcome, KernelError> {
         self.check(parameters, &batch)?;
         KernelError::check_length("gradient", gradient.len(), self.model.parameters())?;
@@ -88,19 +95,30 @@ impl Kernel {
         let outcome = run_blocks(&self.pool, &mut self.scratch, model, batch, |block| {
             let outcome = block.forward(model, parameters)?;
             block.backward(model, parameters);
+            tick();
             Ok(outcome)
         })?;
         let scratch = &self.scratch;
-        let done = self.pool.map(tiles(model, gradient), |tile| tile.compute(model, scratch, batch.features));
+        let done = self.pool.map(tiles(model, gradient), |tile| {
+            let done = tile.compute(model, scratch, batch.features);
+            tick();
+            done
+        });
         done.into_iter().collect::<Result<(), _>>().map_err(|bad| self.bad_tensor(&bad))?;
         Ok(outcome)
     }
 
-    /// Losses and hits of the batch, of any size, without a gradient.
+    /// Losses and hits of the batch, of any size, without a gradient; `tick` is called after each block of
+    /// rows.
     ///
     /// # Errors
     /// [`KernelError`] as for [`Kernel::gradient`].
-    pub fn evaluate(&mut self, parameters: &[f32], batch: Batch<'_>) -> Result<Outcome, KernelError> {
+    pub fn evaluate(
+        &mut self,
+        parameters: &[f32],
+        batch: Batch<'_>,
+        tick: Tick<'_>,
+    ) -> Result<Outcome, KernelError> {
         self.check(parameters, &batch)?;
         let limit = self.row_limit().clamp(1, EVALUATION_ROWS);
         let parts = batch.labels.chunks(limit).zip(batch.features.chunks(limit * self.model.inputs()));
@@ -108,7 +126,11 @@ impl Kernel {
         for (index, (labels, features)) in parts.enumerate() {
             let part = Batch { features, labels };
             let model = &self.model;
-            let forward = |block: &mut Block<'_>| block.forward(model, parameters);
+            let forward = |block: &mut Block<'_>| {
+                let outcome = block.forward(model, parameters);
+                tick();
+                outcome
+            };
             let outcome = run_blocks(&self.pool, &mut self.scratch, model, part, forward);
             total.add(&outcome.map_err(|BadRow(row)| BadRow(index * limit + row))?);
         }

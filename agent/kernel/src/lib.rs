@@ -26,7 +26,7 @@
 //! let mut gradient = vec![0.0; model.parameters()];
 //! let mut kernel = Kernel::new(model, 1)?;
 //! let batch = Batch { features: &[0.0, 1.0, 2.0, 2.0, 1.0, 0.0], labels: &[0, 1] };
-//! let outcome = kernel.gradient(&parameters, batch, &mut gradient)?;
+//! let outcome = kernel.gradient(&parameters, batch, &mut gradient, &|| ())?;
 //! assert_eq!(outcome.samples, 2);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -47,7 +47,7 @@ pub mod order;
 pub mod probe;
 
 pub use error::{KernelError, ModelError, SetupError};
-pub use kernel::{Batch, Kernel, Outcome};
+pub use kernel::{Batch, Kernel, Outcome, Tick};
 pub use model::{Activation, Layer, Model, TensorSpec};
 pub use numerics::{Numerics, NumericsParseError};
 

@@ -2,6 +2,8 @@
 //! without a new `VERSION`.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not tests to clippy")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use proptest::prelude::*;
 use wattmill_kernel::{Activation, Batch, Kernel, Layer, Model, Numerics, Outcome};
 
@@ -35,7 +37,7 @@ impl Data {
 fn bits(kernel: &mut Kernel, data: &Data) -> (Vec<u32>, u64, u64) {
     let parameters = kernel.model().initialise(1);
     let mut gradient = vec![f32::NAN; parameters.len()];
-    let outcome = kernel.gradient(&parameters, data.batch(), &mut gradient).unwrap();
+    let outcome = kernel.gradient(&parameters, data.batch(), &mut gradient, &|| ()).unwrap();
     let Outcome { loss_sum, correct, .. } = outcome;
     (gradient.iter().map(|g| g.to_bits()).collect(), loss_sum.to_bits(), correct)
 }
@@ -77,6 +79,30 @@ fn former_calls_change_no_bit() {
         let data = Data::new(rows, &model);
         let fresh = bits(&mut Kernel::new(model.clone(), 1).unwrap(), &data);
         assert!(bits(&mut used, &data) == fresh, "{rows} rows");
+    }
+}
+
+/// Whoever counts the ticks can tell a step that goes on from one that hangs: they come from all of it, on any
+/// number of threads, and change no bit.
+#[test]
+fn ticks_tell_that_a_step_goes_on_and_change_no_bit() {
+    let model = model(64, &[96], 10);
+    // 9 blocks of rows; 3 tiles of the first layer and 1 of the last.
+    let data = Data::new(513, &model);
+    let silent = bits(&mut Kernel::new(model.clone(), 1).unwrap(), &data);
+    for threads in [1, 3] {
+        let mut kernel = Kernel::new(model.clone(), threads).unwrap();
+        let ticks = AtomicUsize::new(0);
+        let tick = || {
+            ticks.fetch_add(1, Ordering::Relaxed);
+        };
+        let parameters = model.initialise(1);
+        let mut gradient = vec![0.0; parameters.len()];
+        kernel.gradient(&parameters, data.batch(), &mut gradient, &tick).unwrap();
+        assert_eq!(ticks.swap(0, Ordering::Relaxed), 9 + 4);
+        assert!(gradient.iter().map(|g| g.to_bits()).eq(silent.0.iter().copied()));
+        kernel.evaluate(&parameters, data.batch(), &tick).unwrap();
+        assert_eq!(ticks.into_inner(), 9);
     }
 }
 

@@ -77,7 +77,7 @@ fn train(recipe: &Recipe, seed: u64, [training, held_out]: &[Data; 2]) -> (f64, 
             let (mut sum, mut samples) = (vec![0.0; parameters.len()], 0);
             for shard in rows.chunks(SHARD_ROWS) {
                 let shard = training.select(shard);
-                samples += kernel.gradient(&parameters, shard.batch(), &mut part).unwrap().samples;
+                samples += kernel.gradient(&parameters, shard.batch(), &mut part, &|| ()).unwrap().samples;
                 reduce(&mut sum, &part).unwrap();
             }
             mean(&mut sum, samples);
@@ -86,7 +86,7 @@ fn train(recipe: &Recipe, seed: u64, [training, held_out]: &[Data; 2]) -> (f64, 
             recipe.optimizer.step(round, scale, &mut parameters, &sum, &mut state).unwrap();
         }
     }
-    let outcome = kernel.evaluate(&parameters, held_out.batch()).unwrap();
+    let outcome = kernel.evaluate(&parameters, held_out.batch(), &|| ()).unwrap();
     (outcome.correct as f64 / outcome.samples as f64, round)
 }
 

@@ -68,7 +68,7 @@ fn check(inputs: usize, layers: Layers<'_>, rows: usize, seed: u64) {
     let (features, labels) = (features(rows, inputs), labels(rows, model.classes()));
     let mut gradient = vec![f32::NAN; model.parameters()];
     let batch = Batch { features: &features, labels: &labels };
-    let outcome = Kernel::new(model, 1).unwrap().gradient(&parameters, batch, &mut gradient).unwrap();
+    let outcome = Kernel::new(model, 1).unwrap().gradient(&parameters, batch, &mut gradient, &|| ()).unwrap();
 
     let mut exact: Vec<f64> = parameters.iter().map(|&p| f64::from(p)).collect();
     let loss = reference(layers, &exact, &features, &labels).0;
@@ -136,19 +136,19 @@ fn batches_add_up() {
     let (mut loss, mut correct) = (0.0, 0);
     for rows in 1..=70 {
         let row = Batch { features: &all[(rows - 1) * 13..rows * 13], labels: &classes[rows - 1..rows] };
-        let outcome = kernel.gradient(&parameters, row, &mut one).unwrap();
+        let outcome = kernel.gradient(&parameters, row, &mut one, &|| ()).unwrap();
         loss += outcome.loss_sum;
         correct += outcome.correct;
         sum.iter_mut().zip(&one).for_each(|(s, &g)| *s += f64::from(g));
 
         let batch = Batch { features: &all[..rows * 13], labels: &classes[..rows] };
-        let whole = kernel.gradient(&parameters, batch, &mut one).unwrap();
+        let whole = kernel.gradient(&parameters, batch, &mut one, &|| ()).unwrap();
         assert_eq!((whole.samples, whole.correct), (rows as u64, correct));
         assert!((whole.loss_sum - loss).abs() < 1e-5 * loss);
         for (s, &g) in sum.iter().zip(&one) {
             assert!((s - f64::from(g)).abs() < 1e-4 * s.abs().max(1.0), "{rows} rows: {s} {g}");
         }
-        assert_eq!(kernel.evaluate(&parameters, batch).unwrap(), whole);
+        assert_eq!(kernel.evaluate(&parameters, batch, &|| ()).unwrap(), whole);
     }
 }
 
@@ -159,9 +159,9 @@ fn an_empty_batch_gives_zeros() {
     let mut gradient = vec![f32::NAN; parameters.len()];
     let mut kernel = Kernel::new(model, 1).unwrap();
     let batch = Batch { features: &[], labels: &[] };
-    assert_eq!(kernel.gradient(&parameters, batch, &mut gradient).unwrap().samples, 0);
+    assert_eq!(kernel.gradient(&parameters, batch, &mut gradient, &|| ()).unwrap().samples, 0);
     assert!(gradient.iter().all(|&g| g == 0.0));
-    assert_eq!(kernel.evaluate(&parameters, batch).unwrap().samples, 0);
+    assert_eq!(kernel.evaluate(&parameters, batch, &|| ()).unwrap().samples, 0);
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn errors_name_what_is_wrong() {
     let mut kernel = Kernel::new(model, 2).unwrap();
     let mut run = |parameters: &[f32], features: &[f32], labels: &[u32], length: usize| {
         let batch = Batch { features, labels };
-        kernel.gradient(parameters, batch, &mut gradient[..length]).unwrap_err().to_string()
+        kernel.gradient(parameters, batch, &mut gradient[..length], &|| ()).unwrap_err().to_string()
     };
     let length = parameters.len();
     let short = &parameters[1..];
@@ -194,7 +194,7 @@ fn evaluation_names_the_row_of_the_whole_batch() {
     let mut features = features(5_000, 1);
     features[4_321] = f32::NAN;
     let batch = Batch { features: &features, labels: &labels(5_000, 2) };
-    let error = Kernel::new(model, 1).unwrap().evaluate(&parameters, batch).unwrap_err();
+    let error = Kernel::new(model, 1).unwrap().evaluate(&parameters, batch, &|| ()).unwrap_err();
     assert_eq!(error, KernelError::Loss { row: 4_321 });
 }
 
@@ -205,7 +205,8 @@ fn an_overflowing_gradient_is_refused() {
     // Zero weights: the losses are ln 2, and the weights' gradient sums 0.5 × 3e38 eight times.
     let batch = Batch { features: &[3e38; 8], labels: &[0; 8] };
     let mut gradient = vec![0.0; 4];
-    let error = Kernel::new(model, 1).unwrap().gradient(&parameters, batch, &mut gradient).unwrap_err();
+    let error =
+        Kernel::new(model, 1).unwrap().gradient(&parameters, batch, &mut gradient, &|| ()).unwrap_err();
     assert_eq!(error.to_string(), "the gradient of 0.weight is not finite");
 }
 
@@ -216,6 +217,7 @@ fn a_batch_past_the_scratch_is_refused() {
     let parameters = model.initialise(1);
     let mut gradient = vec![0.0; parameters.len()];
     let batch = Batch { features: &[0.0; 128], labels: &[0; 128] };
-    let error = Kernel::new(model, 1).unwrap().gradient(&parameters, batch, &mut gradient).unwrap_err();
+    let error =
+        Kernel::new(model, 1).unwrap().gradient(&parameters, batch, &mut gradient, &|| ()).unwrap_err();
     assert_eq!(error, KernelError::Rows { rows: 128, limit: 127 });
 }

@@ -82,7 +82,7 @@ fn loss_and_gradient_of_a_batch() {
     let mut gradient = vec![f32::NAN; model.parameters()];
     let (features, labels) = digits(36);
     let batch = Batch { features: &features, labels: &labels };
-    let outcome = Kernel::new(model, 2).unwrap().gradient(&parameters, batch, &mut gradient).unwrap();
+    let outcome = Kernel::new(model, 2).unwrap().gradient(&parameters, batch, &mut gradient, &|| ()).unwrap();
     assert!((outcome.loss_sum / expected.loss_sum - 1.0).abs() < 1e-6, "{outcome:?} {}", expected.loss_sum);
     assert_eq!((outcome.correct, outcome.samples), (expected.correct, 36));
     assert_close("gradient", &gradient, &expected.gradient);
@@ -119,7 +119,7 @@ fn five_steps_of_each_optimizer() {
         let mut kernel = Kernel::new(model, 1).unwrap();
         for (step, expected) in (1..).zip(steps) {
             let batch = Batch { features: &expected.features, labels: &expected.labels };
-            let outcome = kernel.gradient(&parameters, batch, &mut gradient).unwrap();
+            let outcome = kernel.gradient(&parameters, batch, &mut gradient, &|| ()).unwrap();
             mean(&mut gradient, outcome.samples);
             let loss = outcome.loss_sum / outcome.samples as f64;
             assert!((loss - expected.loss).abs() < 1e-5, "{name} {step}: {loss} {}", expected.loss);

@@ -55,5 +55,5 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), serve::ServeError> {
     lifetime::end_with_the_agent().map_err(serve::ServeError::Lifetime)?;
-    serve::serve(&mut io::stdin().lock(), &mut io::stdout().lock())
+    serve::serve(&mut io::stdin().lock(), &mut io::stdout())
 }

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,9 +12,9 @@ use wattmill_protocol::v1::{Done, Failure, FromWorker, Progress, TaskResult, fro
 use crate::train::TaskError;
 use crate::wire::{self, WireError};
 
-/// Shortest time between two reports of progress: at least one a second reaches the agent as long as blocks
-/// of work take less than half a second.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// Shortest time between two reports of progress: a lease lives by them, so that the shortest lease that
+/// makes sense is a few of these.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What a task gave.
 #[derive(Debug)]
@@ -29,37 +31,49 @@ pub(crate) struct Finished {
     pub(crate) fetch: Duration,
 }
 
-/// Reports on one task.
+/// Reports on one task; the threads that work on it share it.
 pub(crate) struct Reporter<'a> {
-    output: &'a mut dyn Write,
     token: u64,
+    /// Pieces of work that are done.
+    done: AtomicU64,
+    line: Mutex<Line<'a>>,
+}
+
+/// The way to the agent.
+struct Line<'a> {
+    output: &'a mut (dyn Write + Send),
     last: Instant,
     broken: Option<WireError>,
 }
 
 impl<'a> Reporter<'a> {
     /// Reports under `token`, first of all not before the interval has passed.
-    pub(crate) fn new(output: &'a mut dyn Write, token: u64) -> Self {
-        Self { output, token, last: Instant::now(), broken: None }
+    pub(crate) fn new(output: &'a mut (dyn Write + Send), token: u64) -> Self {
+        let line = Mutex::new(Line { output, last: Instant::now(), broken: None });
+        Self { token, done: AtomicU64::new(0), line }
     }
 
-    /// Says that the task goes on and that `samples` went through the model; call it after each block of
-    /// work. A stream that fails here is reported by [`Reporter::finish`].
-    pub(crate) fn progress(&mut self, samples: u64) {
-        if self.broken.is_some() || self.last.elapsed() < PROGRESS_INTERVAL {
+    /// Another piece of work is done: a row that was read, a block that was computed. Call it for no less: the
+    /// lease lives as long as the count grows. A stream that fails here is reported by [`Reporter::finish`].
+    pub(crate) fn tick(&self) {
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        // Whoever holds the line reports; nobody's work waits for that.
+        let Ok(mut line) = self.line.try_lock() else { return };
+        if line.broken.is_some() || line.last.elapsed() < PROGRESS_INTERVAL {
             return;
         }
-        self.last = Instant::now();
-        let progress = from_worker::Kind::Progress(Progress { token: self.token, samples });
-        self.broken = self.send(progress).err();
+        line.last = Instant::now();
+        let progress = from_worker::Kind::Progress(Progress { token: self.token, done });
+        line.broken = line.send(progress).err();
     }
 
     /// Says how the task ended.
     ///
     /// # Errors
     /// [`WireError`] of this or of an earlier report.
-    pub(crate) fn finish(mut self, outcome: Result<Finished, TaskError>) -> Result<(), WireError> {
-        if let Some(error) = self.broken.take() {
+    pub(crate) fn finish(self, outcome: Result<Finished, TaskError>) -> Result<(), WireError> {
+        let mut line = self.line.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = line.broken.take() {
             return Err(error);
         }
         let (result, blob) = match outcome {
@@ -67,9 +81,11 @@ impl<'a> Reporter<'a> {
             Err(error) => (failure(&error), Bytes::new()),
         };
         let done = Done { token: self.token, result: Some(result), blob };
-        self.send(from_worker::Kind::Done(done))
+        line.send(from_worker::Kind::Done(done))
     }
+}
 
+impl Line<'_> {
     fn send(&mut self, kind: from_worker::Kind) -> Result<(), WireError> {
         wire::write(self.output, &FromWorker { kind: Some(kind) })
     }
@@ -122,11 +138,11 @@ mod tests {
     fn progress_is_sent_at_most_every_interval() {
         let mut stream = Vec::new();
         let mut reporter = Reporter::new(&mut stream, 7);
-        reporter.progress(1);
-        reporter.last = Instant::now().checked_sub(PROGRESS_INTERVAL).unwrap();
-        reporter.progress(2);
-        reporter.progress(3);
-        // One frame: field 3 of 4 bytes, in it token 7 and samples 2.
+        reporter.tick();
+        reporter.line.get_mut().unwrap().last = Instant::now().checked_sub(PROGRESS_INTERVAL).unwrap();
+        reporter.tick();
+        reporter.tick();
+        // One frame: field 3 of 4 bytes, in it token 7 and 2 done.
         assert_eq!(stream, [0, 0, 0, 6, 0x1a, 4, 0x08, 7, 0x10, 2]);
     }
 
@@ -144,8 +160,8 @@ mod tests {
         }
         let mut output = Broken;
         let mut reporter = Reporter::new(&mut output, 7);
-        reporter.last = Instant::now().checked_sub(PROGRESS_INTERVAL).unwrap();
-        reporter.progress(1);
+        reporter.line.get_mut().unwrap().last = Instant::now().checked_sub(PROGRESS_INTERVAL).unwrap();
+        reporter.tick();
         let error = reporter.finish(Err(TaskError::UnknownTask)).unwrap_err();
         assert!(matches!(error, WireError::Closed), "{error}");
     }

@@ -31,14 +31,14 @@ pub(crate) enum ServeError {
 ///
 /// # Errors
 /// [`ServeError`], after which the process has nothing left to do.
-pub(crate) fn serve(input: &mut impl Read, output: &mut impl Write) -> Result<(), ServeError> {
+pub(crate) fn serve(input: &mut impl Read, output: &mut (impl Write + Send)) -> Result<(), ServeError> {
     match answer_all(input, output) {
         Err(ServeError::Wire(WireError::Closed)) => Ok(()),
         result => result,
     }
 }
 
-fn answer_all(input: &mut impl Read, output: &mut impl Write) -> Result<(), ServeError> {
+fn answer_all(input: &mut impl Read, output: &mut (impl Write + Send)) -> Result<(), ServeError> {
     send(output, from_worker::Kind::Hello(hello()))?;
     let mut trainer = Trainer::default();
     while let Some(request) = wire::read(input)? {
@@ -54,9 +54,9 @@ fn answer_all(input: &mut impl Read, output: &mut impl Write) -> Result<(), Serv
     Ok(())
 }
 
-fn run(trainer: &mut Trainer, task: &RunTask, output: &mut impl Write) -> Result<(), WireError> {
-    let mut reporter = Reporter::new(output, task.token);
-    let outcome = trainer.run(task, &mut reporter);
+fn run(trainer: &mut Trainer, task: &RunTask, output: &mut (impl Write + Send)) -> Result<(), WireError> {
+    let reporter = Reporter::new(output, task.token);
+    let outcome = trainer.run(task, &reporter);
     reporter.finish(outcome)
 }
 

@@ -26,9 +26,9 @@ use crate::data::{DataSet, Rows};
 use crate::parameters;
 use crate::report::{Finished, Reporter};
 
-/// Rows that are evaluated between two reports of progress: what the kernel takes at a time by itself (fewer
-/// where a row's activations are so many that 2048 rows exceed its scratch). Part of the result, as sums of
-/// losses depend on their order.
+/// Rows that are evaluated in one call of the kernel: what it takes at a time by itself (fewer where a row's
+/// activations are so many that 2048 rows exceed its scratch). Part of the result, as sums of losses depend on
+/// their order.
 const EVALUATION_ROWS: usize = 2048;
 
 /// Runs tasks and keeps what the next one is likely to need.
@@ -45,7 +45,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`TaskError`], which says whether the job or this attempt is at fault.
-    pub(crate) fn run(&mut self, run: &RunTask, reporter: &mut Reporter<'_>) -> Result<Finished, TaskError> {
+    pub(crate) fn run(&mut self, run: &RunTask, reporter: &Reporter<'_>) -> Result<Finished, TaskError> {
         let job = Job::from_json(&run.job_json).map_err(TaskError::Job)?;
         let kind = run.task.as_ref().and_then(|task| task.kind.as_ref()).ok_or(TaskError::UnknownTask)?;
         let kernel = self.kernels.get(model(&job)?, run.threads as usize)?;
@@ -60,7 +60,7 @@ impl Trainer {
             [] => None,
             bytes => Some(hash("data_hash", bytes)?),
         };
-        let (set, fetch) = self.data.get(&job.data, expected, || reporter.progress(0))?;
+        let (set, fetch) = self.data.get(&job.data, expected, || reporter.tick())?;
         let mut finished = match kind {
             task::Kind::Prepare(_) => prepare(&job, kernel, set)?,
             task::Kind::Gradient(task) => {
@@ -123,15 +123,14 @@ fn gradient(
     kernel: &mut Kernel,
     parameters: &[f32],
     shard: &Rows,
-    reporter: &mut Reporter<'_>,
+    reporter: &Reporter<'_>,
 ) -> Result<Finished, TaskError> {
-    reporter.progress(0);
     let mut gradient = vec![0.0; parameters.len()];
     let batch = Batch { features: &shard.features, labels: &shard.labels };
     let begin = Instant::now();
-    let Outcome { loss_sum, correct, samples } = kernel.gradient(parameters, batch, &mut gradient)?;
+    let Outcome { loss_sum, correct, samples } =
+        kernel.gradient(parameters, batch, &mut gradient, &|| reporter.tick())?;
     let compute = begin.elapsed();
-    reporter.progress(samples);
 
     let blob: Bytes = gradient.iter().flat_map(|value| value.to_le_bytes()).collect();
     let gradient_hash = Hash::of(&blob).to_bytes();
@@ -147,7 +146,7 @@ fn evaluate(
     parameters: &[f32],
     held_out: &Rows,
     rows: Range<usize>,
-    reporter: &mut Reporter<'_>,
+    reporter: &Reporter<'_>,
 ) -> Result<Finished, TaskError> {
     let inputs = kernel.model().inputs();
     let features = &held_out.features[rows.start * inputs..rows.end * inputs];
@@ -155,8 +154,7 @@ fn evaluate(
     let mut total = Outcome::default();
     let begin = Instant::now();
     for (labels, features) in blocks {
-        total.add(&kernel.evaluate(parameters, Batch { features, labels })?);
-        reporter.progress(total.samples);
+        total.add(&kernel.evaluate(parameters, Batch { features, labels }, &|| reporter.tick())?);
     }
     let compute = begin.elapsed();
     let Outcome { loss_sum, correct, samples } = total;

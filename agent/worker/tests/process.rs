@@ -12,7 +12,8 @@ use support::{PROGRAM, Worker};
 use wattmill_kernel::Numerics;
 use wattmill_protocol::job::Job;
 use wattmill_protocol::v1::{
-    EvaluateTask, PrepareTask, ProbeRequest, RunTask, Task, from_worker, task, task_result, to_worker,
+    EvaluateTask, GradientTask, PrepareTask, ProbeRequest, RunTask, Task, from_worker, task, task_result,
+    to_worker,
 };
 
 fn probe(threads: u32) -> to_worker::Kind {
@@ -114,20 +115,52 @@ fn a_long_task_reports_progress_and_is_given_up_with_its_agent() {
     let (mut worker, _) = Worker::start();
     let task = long_task(&mut worker, &folder);
     worker.send(to_worker::Kind::Run(task));
-    let mut samples = 0;
+    let mut done = 0;
     for _ in 0..2 {
         let Some(from_worker::Kind::Progress(progress)) = worker.receive().unwrap().kind else {
             panic!("the task is too short for this test")
         };
         assert_eq!(progress.token, 2);
-        assert!(progress.samples > samples && progress.samples < 500_000, "{progress:?}");
-        samples = progress.samples;
+        assert!(progress.done > done, "{progress:?}");
+        done = progress.done;
     }
     let start = Instant::now();
     worker.stream.shutdown(Shutdown::Both).unwrap();
     let (status, said) = worker.end();
     assert_eq!((status.code(), said.as_str()), (Some(0), ""));
     assert!(start.elapsed() < Duration::from_secs(5), "it worked on for {:?}", start.elapsed());
+}
+
+/// The lease of a gradient that takes long lives by these.
+#[test]
+fn a_long_gradient_and_a_long_read_report_progress() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut worker, _) = Worker::start();
+    let RunTask { job_json, parameters, data_hash, task, .. } = long_task(&mut worker, &folder);
+    let Some(Task { kind: Some(task::Kind::Evaluate(evaluate)) }) = task else { panic!("{task:?}") };
+    // 200 GFLOP, which take a core seconds; another worker has to read the data first.
+    let parameters_hash = evaluate.parameters_hash;
+    let gradient = GradientTask { parameters_hash, epoch: 0, first: 0, count: 8_000 };
+    let task = Some(Task { kind: Some(task::Kind::Gradient(gradient)) });
+    let (mut worker, _) = Worker::start();
+    worker.send(to_worker::Kind::Run(RunTask {
+        token: 3,
+        job_json,
+        task,
+        threads: 1,
+        parameters,
+        data_hash,
+    }));
+    let rows = 1_000_000;
+    let mut done = 0;
+    // Rows that were read, then blocks of the gradient: it grows past all rows.
+    while done <= rows + 1 {
+        let Some(from_worker::Kind::Progress(progress)) = worker.receive().unwrap().kind else {
+            panic!("the task is too short for this test")
+        };
+        assert!(progress.done > done, "{progress:?}");
+        done = progress.done;
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::core::{Command, Core, Handle, Traces};
 use crate::ingest::{Ingest, MetricsService};
 use crate::state::{PersistError, Rollup, Telemetry};
-use crate::store::{Sqlite, StoreError};
+use crate::store::{Sqlite, StoreError, TelemetryStore};
 use crate::tasks::Tasks;
 
 /// How often telemetry is made durable.
@@ -94,6 +94,7 @@ pub(crate) enum AppError {
 /// The content of a state folder, which is this process's alone while this lives.
 pub(crate) struct State {
     store: Sqlite,
+    telemetry: TelemetryStore,
     blobs: Blobs,
     _lock: File,
 }
@@ -110,7 +111,8 @@ pub(crate) async fn open(config: &Config) -> Result<State, AppError> {
     std::fs::create_dir_all(path).map_err(failed)?;
     let lock = lock(path, File::options().create(true).truncate(false))?;
     let blobs = Blobs::open(&path.join("blobs"), config.limits.staged_bytes)?;
-    Ok(State { store: Sqlite::open(&database(config)).await?, blobs, _lock: lock })
+    let telemetry = TelemetryStore::open(&path.join("telemetry.db")).await?;
+    Ok(State { store: Sqlite::open(&database(config)).await?, telemetry, blobs, _lock: lock })
 }
 
 /// Takes the folder, where a collector was there before; nothing is made.
@@ -137,8 +139,8 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     if config.insecure {
         tracing::warn!("insecure = true: everything is served in clear text");
     }
-    let State { store, blobs, _lock } = open(&config).await?;
-    let telemetry = Arc::new(Telemetry::restore(store.telemetry().await?)?);
+    let State { store, telemetry: telemetry_store, blobs, _lock } = open(&config).await?;
+    let telemetry = Arc::new(restore(&telemetry_store).await?);
     let durable = telemetry.checkpoint(None);
     let (rollup, rollups) = watch::channel(Arc::new(telemetry.rollup(unix_nanos())));
     let blobs = Arc::new(blobs);
@@ -167,13 +169,13 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     tasks.spawn("roll-up", roll_up(Arc::clone(&telemetry), rollup, stop.clone()));
     tasks.spawn(
         "checkpoint",
-        checkpoint(Arc::clone(&telemetry), store.share(), durable.sequence, handle.clone(), stop.clone()),
+        checkpoint(Arc::clone(&telemetry), telemetry_store, durable.sequence, handle.clone(), stop.clone()),
     );
     tasks.spawn("http", {
         let (router, stop) = (http::router(pages, Arc::clone(&ingest)), stop.clone());
         async move { Ok(axum::serve(web, router).with_graceful_shutdown(stop.cancelled_owned()).await?) }
     });
-    let control = Control::new(handle.clone(), Arc::clone(&telemetry), stop.clone());
+    let control = Control::new(handle.clone(), Arc::clone(&telemetry), blobs.staged_limit(), stop.clone());
     tasks.spawn("grpc", {
         let parameters = Parameters::new(blobs, handle.live);
         serve_grpc(grpc, ingest, control, parameters, stop.clone())
@@ -202,6 +204,18 @@ async fn drain(tasks: &mut Tasks) -> Result<(), AppError> {
         }
     }
     outcome
+}
+
+/// The telemetry of the store; records that cannot be read are set aside and said.
+async fn restore(store: &TelemetryStore) -> Result<Telemetry, AppError> {
+    let (telemetry, damaged) = Telemetry::restore(store.load().await?)?;
+    for damaged in &damaged {
+        tracing::error!(error = %damaged.error, "set aside in the table set_aside of telemetry.db");
+    }
+    if !damaged.is_empty() {
+        store.set_aside(&damaged, i64::try_from(unix_nanos() / 1_000_000).unwrap_or(i64::MAX)).await?;
+    }
+    Ok(telemetry)
 }
 
 pub(crate) async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, AppError> {
@@ -266,7 +280,7 @@ async fn roll_up(
 /// Makes telemetry durable, tells nodes how far, and does it once more at the end.
 async fn checkpoint(
     telemetry: Arc<Telemetry>,
-    store: Sqlite,
+    store: TelemetryStore,
     mut sequence: u64,
     core: Handle,
     stop: CancellationToken,
@@ -276,7 +290,7 @@ async fn checkpoint(
     loop {
         let going_on = stop.run_until_cancelled(ticks.tick()).await.is_some();
         let checkpoint = telemetry.checkpoint(Some(sequence));
-        match store.put_telemetry(&checkpoint.records).await {
+        match store.put(&checkpoint.records).await {
             Ok(()) => {
                 sequence = checkpoint.sequence;
                 // The core is gone only when the program ends.
@@ -290,6 +304,7 @@ async fn checkpoint(
             }
         }
         if !going_on {
+            store.close().await;
             return Ok(());
         }
     }

@@ -70,9 +70,10 @@ pub(crate) enum BlobError {
     },
 }
 
-/// A result's blob, and the leases that stored it.
+/// A shard's blob that waits for its round.
 struct Staged {
     bytes: Bytes,
+    /// Leases under which it was stored: equal blobs have one name.
     tokens: BTreeSet<Token>,
 }
 
@@ -110,8 +111,8 @@ impl Blobs {
         self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Keeps the blob of a lease in memory until its round is committed.
-    pub(crate) fn stage(&self, token: Token, named: Hash, bytes: Bytes) -> Result<(), BlobError> {
+    /// Keeps a shard's blob, which was stored under the lease `token`, in memory until its round is committed.
+    pub(crate) fn stage(&self, named: Hash, bytes: Bytes, token: Token) -> Result<(), BlobError> {
         let found = Hash::of(&bytes);
         if found != named {
             return Err(BlobError::Mismatch { named, found });
@@ -130,12 +131,22 @@ impl Blobs {
         Ok(())
     }
 
-    /// Drops what was staged by leases none of which is live any more, and is not in use: nobody will report
-    /// it.
-    pub(crate) fn drop_unreported(&self, live: &BTreeSet<Token>, in_use: &BTreeSet<Hash>) {
+    /// Drops what was stored under other leases than these: no round awaits it any more.
+    pub(crate) fn keep_staged(&self, tokens: &BTreeSet<Token>) {
         let mut memory = self.memory();
-        memory.staged.retain(|hash, staged| in_use.contains(hash) || !staged.tokens.is_disjoint(live));
-        memory.staged_bytes = memory.staged.values().map(|staged| staged.bytes.len() as u64).sum();
+        let Memory { staged, staged_bytes, .. } = &mut *memory;
+        staged.retain(|_, blob| {
+            let awaited = !blob.tokens.is_disjoint(tokens);
+            if !awaited {
+                *staged_bytes -= blob.bytes.len() as u64;
+            }
+            awaited
+        });
+    }
+
+    /// How many bytes of results may wait for their rounds.
+    pub(crate) fn staged_limit(&self) -> u64 {
+        self.staged_limit
     }
 
     /// Whether a blob is here, in memory or on disk.
@@ -248,20 +259,24 @@ mod tests {
         let blobs = Blobs::open(folder.path(), 10).unwrap();
         let bytes = Bytes::from_static(b"12345678");
         let hash = Hash::of(&bytes);
-        assert!(matches!(
-            blobs.stage(Token(1), Hash::of(b"x"), bytes.clone()),
-            Err(BlobError::Mismatch { .. })
-        ));
-        blobs.stage(Token(1), hash, bytes.clone()).unwrap();
-        blobs.stage(Token(1), hash, bytes.clone()).unwrap();
+        let [one, two, three] = [1, 2, 3].map(Token);
+        assert!(matches!(blobs.stage(Hash::of(b"x"), bytes.clone(), one), Err(BlobError::Mismatch { .. })));
+        blobs.stage(hash, bytes.clone(), one).unwrap();
+        blobs.stage(hash, bytes.clone(), one).unwrap();
         let other = Bytes::from_static(b"abc");
-        assert!(matches!(
-            blobs.stage(Token(1), Hash::of(&other), other.clone()),
-            Err(BlobError::Full { .. })
-        ));
+        assert!(matches!(blobs.stage(Hash::of(&other), other.clone(), two), Err(BlobError::Full { .. })));
         blobs.retire(&[hash]);
-        blobs.stage(Token(1), Hash::of(&other), other).unwrap();
+        blobs.stage(Hash::of(&other), other, two).unwrap();
         assert!(matches!(blobs.read(hash), Err(BlobError::Missing(_))));
+
+        blobs.stage(hash, bytes.clone(), one).unwrap_err();
+        blobs.keep_staged(&BTreeSet::from([one]));
+        blobs.stage(hash, bytes.clone(), one).expect("what no lease awaits makes room");
+        blobs.stage(hash, bytes.clone(), three).unwrap();
+        blobs.keep_staged(&BTreeSet::from([three]));
+        assert_eq!(blobs.read(hash).unwrap(), bytes, "another lease has the same bytes");
+        blobs.keep_staged(&BTreeSet::new());
+        assert_eq!(blobs.memory().staged_bytes, 0);
 
         let orphan = Blob::new(Bytes::from_static(b"orphan"));
         blobs.persist(Blob::new(bytes.clone())).unwrap();
@@ -271,26 +286,6 @@ mod tests {
         assert_eq!(again.collect_orphans(&BTreeSet::from([hash])).unwrap(), 2);
         assert_eq!(again.read(hash).unwrap(), bytes);
         assert!(!again.has(orphan.name()));
-    }
-
-    #[test]
-    fn what_nobody_will_report_is_dropped() {
-        let folder = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(folder.path(), 4).unwrap();
-        let bytes = Bytes::from_static(b"1234");
-        let hash = Hash::of(&bytes);
-        for token in [1, 2] {
-            blobs.stage(Token(token), hash, bytes.clone()).unwrap();
-        }
-        let (none, live) = (BTreeSet::new(), BTreeSet::from([Token(2)]));
-        blobs.drop_unreported(&live, &none);
-        assert!(blobs.has(hash), "one of its leases may report it yet");
-        blobs.drop_unreported(&BTreeSet::new(), &BTreeSet::from([hash]));
-        assert!(blobs.has(hash), "its round waits for the others");
-        blobs.drop_unreported(&BTreeSet::new(), &none);
-        assert!(!blobs.has(hash));
-        let other = Bytes::from_static(b"5678");
-        blobs.stage(Token(3), Hash::of(&other), other).expect("there is room again");
     }
 
     #[test]

@@ -20,8 +20,17 @@ pub struct NodeLoad {
 pub struct JobQueue {
     /// Which job.
     pub job: JobId,
-    /// Indices in its current round, in order.
-    pub pending: Vec<u32>,
+    /// Shards of its current round, in order.
+    pub pending: Vec<Pending>,
+}
+
+/// A shard that waits.
+#[derive(Clone, Debug, Default)]
+pub struct Pending {
+    /// Its index in the current round.
+    pub shard: u32,
+    /// A node that failed with it: it gets the shard again only where no other node may.
+    pub avoid: Option<NodeId>,
 }
 
 /// One shard for one node.
@@ -47,16 +56,19 @@ pub fn assign(plan: &Plan, queues: &[JobQueue], loads: &[NodeLoad]) -> Vec<Assig
             .filter(|a| a.share > 0.0)
             .filter_map(|a| Some((loads.iter().position(|l| l.node == a.node)?, a.share)))
             .collect();
-        for &shard in &queue.pending {
+        for Pending { shard, avoid } in &queue.pending {
             let finish = |&(index, share): &(usize, f64)| f64::from(loads[index].in_flight + 1) / share;
-            let first = shares.iter().min_by(|a, b| finish(a).total_cmp(&finish(b)));
+            let avoided = |&(index, _): &(usize, f64)| avoid.as_ref() == Some(&loads[index].node);
+            let only = shares.iter().all(avoided);
+            let others = shares.iter().filter(|share| only || !avoided(share));
+            let first = others.min_by(|a, b| finish(a).total_cmp(&finish(b)));
             let Some(&(index, _)) = first else { break };
             let load = &mut loads[index];
             if load.in_flight >= load.slots {
                 break;
             }
             load.in_flight += 1;
-            assignments.push(Assignment { job: queue.job.clone(), shard, node: load.node.clone() });
+            assignments.push(Assignment { job: queue.job.clone(), shard: *shard, node: load.node.clone() });
         }
     }
     assignments
@@ -84,9 +96,13 @@ mod tests {
         (Plan { allocations }, loads)
     }
 
+    fn waiting(shards: std::ops::Range<u32>) -> Vec<Pending> {
+        shards.map(|shard| Pending { shard, avoid: None }).collect()
+    }
+
     fn counts(shares: &[f64], slots: u32, shards: u32) -> Vec<usize> {
         let (plan, loads) = setup(shares, slots);
-        let queue = JobQueue { job: "j".parse().unwrap(), pending: (0..shards).collect() };
+        let queue = JobQueue { job: "j".parse().unwrap(), pending: waiting(0..shards) };
         let given = assign(&plan, &[queue], &loads);
         loads.iter().map(|l| given.iter().filter(|a| a.node == l.node).count()).collect()
     }
@@ -97,6 +113,22 @@ mod tests {
         assert_eq!(counts(&[0.75, 0.25], 8, 8), [6, 2]);
         assert_eq!(counts(&[1.0, 0.0], 8, 4), [4, 0]);
         assert_eq!(counts(&[], 8, 4), [0usize; 0]);
+    }
+
+    #[test]
+    fn a_shard_goes_to_another_node_than_the_one_that_failed_with_it() {
+        let given = |shares: &[f64], avoided: usize| {
+            let (plan, loads) = setup(shares, 2);
+            let avoid = Some(loads[avoided].node.clone());
+            let pending = vec![Pending { shard: 0, avoid }, Pending { shard: 1, avoid: None }];
+            let queue = JobQueue { job: "j".parse().unwrap(), pending };
+            let given = assign(&plan, &[queue], &loads);
+            given.iter().map(|a| loads.iter().position(|l| l.node == a.node).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(given(&[0.9, 0.1], 0), [1, 0], "however fast it is");
+        assert_eq!(given(&[0.5, 0.5], 0), [1, 0]);
+        assert_eq!(given(&[0.5, 0.5], 1), [0, 1]);
+        assert_eq!(given(&[1.0, 0.0], 0), [0, 0], "unless there is no other");
     }
 
     #[test]

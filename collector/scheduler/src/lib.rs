@@ -9,6 +9,6 @@ pub mod efficiency;
 pub mod plan;
 pub mod profile;
 
-pub use assign::{Assignment, JobQueue, NodeLoad, assign};
+pub use assign::{Assignment, JobQueue, NodeLoad, Pending, assign};
 pub use plan::{Allocation, JobSnapshot, NodeSnapshot, Plan, Policy, Snapshot, plan};
 pub use profile::Profiles;

@@ -20,6 +20,8 @@ pub struct NodeSnapshot {
     pub id: NodeId,
     /// What it computes like, for jobs that pin it.
     pub numerics: String,
+    /// Why it must get nothing, as one that only meters; `None` when it may.
+    pub excluded: Option<String>,
     /// Whether its telemetry is fresh.
     pub fresh: bool,
     /// Learned samples per second, by job.
@@ -144,6 +146,9 @@ fn plan_job(job: &JobSnapshot, nodes: &[&NodeSnapshot]) -> Vec<Allocation> {
 }
 
 fn refusal(job: &JobSnapshot, node: &NodeSnapshot) -> Option<String> {
+    if let Some(reason) = &node.excluded {
+        return Some(reason.clone());
+    }
     let pinned = job.numerics.as_ref().filter(|pinned| **pinned != node.numerics)?;
     Some(format!("computes as {}, the job is pinned to {pinned}", node.numerics))
 }
@@ -158,6 +163,7 @@ mod tests {
         NodeSnapshot {
             id: format!("00000000-0000-4000-8000-0000000000{index:02x}").parse().unwrap(),
             numerics: "n".into(),
+            excluded: None,
             fresh,
             rates: rate.map(|r| (job().id, r)).into_iter().collect(),
         }
@@ -187,15 +193,18 @@ mod tests {
     }
 
     #[test]
-    fn pinned_numerics_are_said() {
+    fn pinned_numerics_and_exclusions_are_said() {
         let mut other = node(2, Some(1.0), true);
         other.numerics = "m".into();
+        let mut meter = node(3, Some(1.0), true);
+        meter.excluded = Some("it has no worker".into());
         let jobs = vec![JobSnapshot { numerics: Some("n".into()), ..job() }];
-        let nodes = vec![node(1, Some(1.0), true), other];
+        let nodes = vec![node(1, Some(1.0), true), other, meter];
         let plan = plan(&Snapshot { nodes, jobs }, &Policy::default(), &Plan::default());
         let shares: Vec<f64> = plan.allocations.iter().map(|a| a.share).collect();
-        assert_eq!(shares, [1.0, 0.0]);
+        assert_eq!(shares, [1.0, 0.0, 0.0]);
         assert_eq!(plan.allocations[1].reason, "computes as m, the job is pinned to n");
+        assert_eq!(plan.allocations[2].reason, "it has no worker");
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub enum Event {
     Renewed {
         /// Who.
         node: NodeId,
-        /// One for each running lease.
+        /// One for each lease whose result is not received.
         renewals: Vec<Renewal>,
     },
     /// A node reports the result of a lease; the blob that it names is here.
@@ -148,8 +148,8 @@ pub struct HeldLease {
 pub struct Renewal {
     /// Which.
     pub token: Token,
-    /// Samples done: a renewal without progress does not extend the lease.
-    pub samples: u64,
+    /// Grows with the work on the lease: a renewal that does not raise it does not extend the lease.
+    pub progress: u64,
     /// Joules so far.
     pub energy: Energy,
     /// Power of late.

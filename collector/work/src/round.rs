@@ -71,8 +71,8 @@ pub struct Lease {
     pub node: NodeId,
     /// When it runs out unless renewed with progress, monotonic ms.
     pub deadline_ms: u64,
-    /// Samples done when it was last renewed.
-    pub samples: u64,
+    /// Progress when it was last renewed.
+    pub progress: u64,
 }
 
 /// How a shard stands.
@@ -108,10 +108,12 @@ pub struct Shard {
     pub newest: Option<Token>,
     /// Leases given so far.
     pub attempts: u32,
-    /// Attempts that failed by themselves.
+    /// Attempts that failed by themselves, or made no progress.
     pub failures: u32,
     /// Why the last of them did.
     pub error: Option<String>,
+    /// Whose attempt failed last: another node is tried where there is one.
+    pub avoid: Option<NodeId>,
 }
 
 /// The current round of a job.
@@ -175,6 +177,7 @@ impl Round {
             attempts: 0,
             failures: 0,
             error: None,
+            avoid: None,
         };
         Some(Self {
             number: job.round,

@@ -76,6 +76,11 @@ impl Process {
         })
     }
 
+    /// Its process ID.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Stops it where it is: its connections stay open, and it does nothing.
     ///
     /// # Panics

@@ -117,3 +117,38 @@ async fn a_killed_agent_accounts_for_all_its_leases() {
     assert!(requeues(&cluster, "node_restarted") >= 1.0, "{view:?}");
     assert_eq!(view.unconfirmed_microjoules, 0, "{view:?}");
 }
+
+/// Shards that take far longer than a lease lasts without progress, on one node that holds two of them at once:
+/// reading the data, one gradient and the wait for the one before each outlast it. None runs out.
+#[tokio::test]
+async fn leases_outlast_shards_that_take_longer_than_they_do() {
+    let _turn = turn();
+    let mut cluster = Cluster::start("[leases]\nduration_ms = 1500\nmax_failures = 1").await;
+    cluster.agent("one", &cpus()[0].to_string(), "").await;
+    cluster.ready(1).await;
+    let data = cluster.folder().join("long.csv");
+    std::fs::write(&data, "0,0\n1,1\n".repeat(2_000_000)).unwrap();
+    // 200 GFLOP a shard.
+    let job = format!(
+        r#"
+name = "long"
+model.layers = [
+    {{ units = 2048, activation = "relu" }},
+    {{ units = 2048, activation = "relu" }},
+    {{ units = 2, activation = "softmax" }},
+]
+data = {{ uri = "file://{}", features = 1, classes = 2, held_out = {{ every = 500, remainder = 1 }} }}
+[training]
+epochs = 1
+shard_size = 8000
+shards_per_round = 2
+optimizer = {{ name = "sgd", learning_rate = 0.01 }}
+"#,
+        data.display()
+    );
+    let id = cluster.submit(&job, "long").await;
+    let view = cluster
+        .wait_for("two rounds", |view| view.jobs.iter().find(|j| j.id == id && j.round >= 2).cloned())
+        .await;
+    assert_eq!((view.requeues, view.reason.as_str()), (0, ""), "{view:?}");
+}

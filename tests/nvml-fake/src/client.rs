@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::machine::command::{Answer, CallCount, Command, Truth};
+use crate::machine::command::{Answer, CallCount, Command, GpuRef, Truth};
 
 /// Pause between two looks at a condition that cannot be waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -132,6 +132,19 @@ impl Client {
     pub fn truth(&mut self, at_monotonic_ns: Option<u64>) -> Result<Vec<Truth>, ClientError> {
         match self.ask(&Command::Truth { at_monotonic_ns })? {
             Answer::Gpus(gpus) => Ok(gpus),
+            Answer::Error(message) => Err(ClientError::Refused(message)),
+            other => Err(ClientError::Unexpected(other)),
+        }
+    }
+
+    /// The truth about a GPU at the instant of a function's newest answer about it: what the figure that the
+    /// function gave then can be compared with.
+    ///
+    /// # Errors
+    /// The connection, or a function that was not called.
+    pub fn last_read(&mut self, gpu: impl Into<GpuRef>, function: &str) -> Result<Truth, ClientError> {
+        match self.ask(&Command::LastRead { gpu: gpu.into(), function: function.to_owned() })? {
+            Answer::Read(truth) => Ok(truth),
             Answer::Error(message) => Err(ClientError::Refused(message)),
             other => Err(ClientError::Unexpected(other)),
         }

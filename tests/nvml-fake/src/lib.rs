@@ -17,18 +17,20 @@
 //! Only the functions of [`abi`] resolve; any other is a missing symbol, as in a driver older than the
 //! function. [`library::install_without`] hides more; the configuration's `fail` answers
 //! `FUNCTION_NOT_FOUND`, as NVML does where library and kernel module differ. Each process has a state of its
-//! own: a limit that one sets is not seen by another.
+//! own; with the configuration's `limits_file` it shares power limits with others.
 //!
 //! Where NVIDIA's behaviour is not documented, it does the simplest thing that an agent must survive: a handle
-//! of a `not_found` GPU answers `NOT_FOUND`, handles outlive `reload_driver`, and every Xid event keeps its own
-//! Xid.
+//! of a `not_found` GPU answers `NOT_FOUND`, a handle of before a driver load answers `INVALID_ARGUMENT`, a MIG
+//! device answers `NOT_SUPPORTED` to what only a whole GPU has, and every Xid event keeps its own Xid.
 
 pub mod abi;
 pub mod client;
 pub mod library;
+mod limits_file;
 pub mod machine;
 mod server;
 mod settings;
+pub mod symbols;
 
 pub use server::MAX_REQUEST_BYTES;
 pub use settings::{CONFIG_FILE_BESIDE, CONFIG_VARIABLE, SOCKET_VARIABLE};

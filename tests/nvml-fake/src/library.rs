@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::machine::config::Config;
 use crate::settings::CONFIG_FILE_BESIDE;
+use crate::symbols::{self, SymbolError};
 
 /// What cargo calls the library.
 const BUILT_NAME: &str = "libnvidia_ml.so";
@@ -35,9 +36,15 @@ pub enum LibraryError {
         #[source]
         source: io::Error,
     },
-    /// A symbol to leave out that the library does not have.
-    #[error("the library has no symbol {0}")]
-    NoSymbol(String),
+    /// A symbol that cannot be left out.
+    #[error("{}", path.display())]
+    Symbol {
+        /// The library.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: SymbolError,
+    },
 }
 
 /// A copy of the library with its own state, configuration and control socket.
@@ -76,7 +83,8 @@ pub fn install(folder: &Path, config: &Config) -> Result<Installed, LibraryError
     install_without(folder, config, &[])
 }
 
-/// As [`install`], with some functions missing from the symbol table, as in an older driver.
+/// As [`install`], with some functions missing from the symbol table, as in an older driver
+/// ([`symbols::newer_than`] lists them).
 ///
 /// # Errors
 /// As [`install`], or a symbol that the library does not have.
@@ -84,7 +92,8 @@ pub fn install_without(folder: &Path, config: &Config, symbols: &[&str]) -> Resu
     let built = locate()?;
     let mut bytes = fs::read(&built).map_err(|source| file(&built, source))?;
     for symbol in symbols {
-        hide_symbol(&mut bytes, symbol)?;
+        symbols::hide(&mut bytes, symbol)
+            .map_err(|source| LibraryError::Symbol { path: built.clone(), source })?;
     }
     let library = folder.join(INSTALLED_NAME);
     fs::write(&library, bytes).map_err(|source| file(&library, source))?;
@@ -94,20 +103,6 @@ pub fn install_without(folder: &Path, config: &Config, symbols: &[&str]) -> Resu
     let text = serde_json::to_string_pretty(&config).map_err(|error| file(&beside, error.into()))?;
     fs::write(&beside, text).map_err(|source| file(&beside, source))?;
     Ok(Installed { library, socket })
-}
-
-/// Renames a symbol in the string tables. The hash table still leads a lookup of the old name to the entry,
-/// where the loader compares names and finds another one.
-fn hide_symbol(bytes: &mut [u8], symbol: &str) -> Result<(), LibraryError> {
-    let wanted: Vec<u8> = [b"\0", symbol.as_bytes(), b"\0"].concat();
-    let mut from = 0;
-    let mut found = false;
-    while let Some(place) = bytes[from..].windows(wanted.len()).position(|window| window == wanted) {
-        bytes[from + place + 1] = b'X';
-        from += place + 1;
-        found = true;
-    }
-    if found { Ok(()) } else { Err(LibraryError::NoSymbol(symbol.to_owned())) }
 }
 
 fn file(path: &Path, source: io::Error) -> LibraryError {
@@ -127,13 +122,5 @@ mod tests {
             let (fresh, copy) = ("/t/debug/deps/libnvidia_ml.so", "/t/debug/libnvidia_ml.so");
             assert!(place(program, fresh) < place(program, copy), "{program}");
         }
-    }
-
-    #[test]
-    fn only_a_whole_name_is_hidden() {
-        let mut table = b"\0nvmlInit\0nvmlInit_v2\0".to_vec();
-        hide_symbol(&mut table, "nvmlInit").unwrap();
-        assert_eq!(table, b"\0XvmlInit\0nvmlInit_v2\0");
-        assert!(matches!(hide_symbol(&mut table, "nvmlInit"), Err(LibraryError::NoSymbol(_))));
     }
 }

@@ -77,7 +77,9 @@ fn serve(stream: &UnixStream) -> io::Result<()> {
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
         let mut writer = stream;
-        writer.write_all(&text)?;
+        let sent = writer.write_all(&text);
+        driver::wake();
+        sent?;
         if oversized {
             return Ok(());
         }

@@ -22,6 +22,10 @@ pub struct Attempt {
     pub data_hash: Option<Hash>,
     /// What was fetched.
     pub parameters: Vec<f32>,
+    /// Parts of the parameters that are still to come.
+    pub parts_left: u64,
+    /// What renewals say of it.
+    pub progress: u64,
     /// Steps done.
     pub done: u64,
     /// Steps that there are.

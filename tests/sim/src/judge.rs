@@ -1,21 +1,26 @@
 //! Judging an ended job.
 
 use wattmill_protocol::job::NumericsPolicy;
-use wattmill_work::{JobRecord, Phase};
+use wattmill_work::{JobRecord, Phase, WasteReason};
 
 use crate::checks::Checks;
 use crate::context::{Broken, hold};
 use crate::train;
 
-/// An ended job ended as it should; its user called to cancel it or not.
-pub fn job(checks: &Checks, job: &JobRecord, called_cancel: bool) -> Result<(), Broken> {
+/// An ended job ended as it should; its user called to cancel it or not. Where nothing went wrong, `quiet`, no
+/// lease of it ran out, however long its work took.
+pub fn job(checks: &Checks, job: &JobRecord, called_cancel: bool, quiet: bool) -> Result<(), Broken> {
+    hold(!quiet || !job.requeues.contains_key(&WasteReason::LeaseExpired), || {
+        format!("leases of {} ran out although all went well: {:?}", job.id, job.requeues)
+    })?;
     let reason = job.reason.as_deref().unwrap_or_default();
     let broken = checks.is_broken(&job.id);
     match job.phase {
         Phase::Cancelled => hold(called_cancel, || format!("{} was never cancelled", job.id)),
         Phase::Failed => {
             let known = (broken && reason == "the data cannot be read")
-                || (job.round == 0 && reason == "the worker ran out of memory");
+                || (job.round == 0
+                    && (reason == "the worker ran out of memory" || reason.starts_with("the lease ran out")));
             hold(known, || format!("{} failed: {reason:?}", job.id))
         }
         Phase::Finished => {

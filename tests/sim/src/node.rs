@@ -14,11 +14,16 @@ use crate::attempt::Attempt;
 use crate::context::{Broken, Context, NodeTimer, What, hold};
 use crate::ledger::Ledger;
 use crate::network::{Envelope, FromNode, Network, ToNode};
+use crate::random::Random;
 use crate::scenario::NodePlan;
 use crate::train;
 
-/// Time between renewals.
+/// Longest time between renewals.
 const RENEW_MS: u64 = 2_500;
+/// Renewals while a lease runs that makes no progress, at least.
+const RENEWALS: u64 = 3;
+/// Steps while a lease runs that makes no progress, at least: a worker says often that it goes on.
+const STEPS: u64 = 6;
 /// Longest until a lease's last metering window closes.
 const WINDOW_MS: u64 = 1_500;
 /// Sessions of a thousand that break as soon as they stand.
@@ -42,8 +47,18 @@ pub enum State {
 struct Kept {
     report: Report,
     blob: Option<Vec<f32>>,
-    /// The blob is stored and the report may be sent.
-    stored: bool,
+    /// Parts of the blob that are still to be stored; then the report may be sent.
+    parts_left: u64,
+    /// What renewals say of it.
+    progress: u64,
+    /// What it took, as far as it was known when it ended.
+    energy: Energy,
+}
+
+impl Kept {
+    fn stored(&self) -> bool {
+        self.parts_left == 0
+    }
 }
 
 /// A node: the process's memory, and the ledger that outlives it.
@@ -56,6 +71,8 @@ pub struct Node {
     paused_until_ms: u64,
     connection: Option<u64>,
     attempts: BTreeMap<Token, Attempt>,
+    /// The worker does one after the other.
+    running: Option<Token>,
     results: BTreeMap<Token, Kept>,
     ledger: Ledger,
 }
@@ -71,6 +88,7 @@ impl Node {
             paused_until_ms: 0,
             connection: None,
             attempts: BTreeMap::new(),
+            running: None,
             results: BTreeMap::new(),
             ledger: Ledger::default(),
         }
@@ -124,7 +142,7 @@ impl Node {
             self.settle(context, token);
         }
         self.after(context, 1, NodeTimer::Dial);
-        self.after(context, RENEW_MS, NodeTimer::Renew);
+        self.after(context, renew_ms(context), NodeTimer::Renew);
     }
 
     /// Its process dies, or is dead for good.
@@ -173,6 +191,7 @@ impl Node {
     fn forget(&mut self, context: &mut Context, state: State) {
         self.state = state;
         self.attempts.clear();
+        self.running = None;
         self.results.clear();
         self.ledger.crash();
         self.paused_until_ms = 0;
@@ -243,7 +262,7 @@ impl Node {
         let held = self.attempts.values().map(|a| a.lease.clone()).chain(kept).collect();
         let capability = Capability { numerics: self.plan.numerics.to_owned(), slots: self.plan.slots };
         self.say(context, network, FromNode::Hello { capability, held });
-        let stored = self.results.values().filter(|kept| kept.stored);
+        let stored = self.results.values().filter(|kept| kept.stored());
         let reports: Vec<Report> = stored.map(|kept| kept.report.clone()).collect();
         for report in reports {
             self.say(context, network, FromNode::Report(report));
@@ -264,7 +283,7 @@ impl Node {
         match message {
             ToNode::BlobMissing(token) => {
                 if let Some(kept) = self.results.get_mut(&token) {
-                    kept.stored = false;
+                    kept.parts_left = parts(&mut context.random);
                     self.after(context, 1, NodeTimer::Upload(token));
                 }
             }
@@ -318,20 +337,44 @@ impl Node {
             return;
         }
         self.ledger.open(token, lease.job.clone());
-        let steps = context.random.range(2, 5);
+        let long = context.random.chance(self.plan.long_per_mille);
+        let steps = if long { context.random.range(15, 40) } else { context.random.range(2, 5) };
         let healthy = !context.faults;
         let hangs = !healthy && context.random.chance(self.plan.hangs_per_mille);
         let hangs_at = hangs.then(|| context.random.below(steps));
         let fails = !healthy && context.random.chance(self.plan.failures_per_mille);
         let parameters = Vec::new();
-        let attempt = Attempt { lease, spec, task, data_hash, parameters, done: 0, steps, hangs_at, fails };
+        let parts_left = if task == Task::Prepare { 0 } else { parts(&mut context.random) };
+        let (done, progress) = (0, 0);
+        let attempt = Attempt {
+            lease,
+            spec,
+            task,
+            data_hash,
+            parameters,
+            parts_left,
+            progress,
+            done,
+            steps,
+            hangs_at,
+            fails,
+        };
         self.attempts.insert(token, attempt);
-        let delay_ms = context.random.range(1, 50);
+        let delay_ms = part_ms(context);
         self.after(context, delay_ms, NodeTimer::Fetch(token));
     }
 
     fn fetch(&mut self, context: &mut Context, token: Token, live: bool) -> Result<(), Broken> {
         let Some(attempt) = self.attempts.get_mut(&token) else { return Ok(()) };
+        if attempt.parts_left > 1 {
+            attempt.parts_left -= 1;
+            attempt.progress += 1;
+            context.checks.progressed(token, context.now);
+            let delay_ms = part_ms(context);
+            self.after(context, delay_ms, NodeTimer::Fetch(token));
+            return Ok(());
+        }
+        attempt.parts_left = 0;
         let needed = match attempt.task {
             Task::Prepare => None,
             Task::Gradient { parameters, .. } | Task::Evaluate { parameters, .. } => Some(parameters),
@@ -346,8 +389,18 @@ impl Node {
             let hash = Some(train::prepared(&attempt.spec).data_hash);
             hold(attempt.data_hash == hash, || format!("lease {token} names other data"))?;
         }
-        self.after(context, 1, NodeTimer::Step(token));
+        self.start_next(context);
         Ok(())
+    }
+
+    /// Starts the next lease whose parameters are here, when none runs.
+    fn start_next(&mut self, context: &mut Context) {
+        if self.running.is_none()
+            && let Some((token, _)) = self.attempts.iter().find(|(_, attempt)| attempt.parts_left == 0)
+        {
+            self.running = Some(*token);
+            self.after(context, 1, NodeTimer::Step(*token));
+        }
     }
 
     fn step(&mut self, context: &mut Context, token: Token) {
@@ -358,50 +411,75 @@ impl Node {
             return;
         }
         attempt.done += 1;
-        context.checks.progressed(token, context.now);
-        if attempt.done < attempt.steps {
+        let done = attempt.done == attempt.steps;
+        // Those that wait live with the one that runs.
+        for (token, attempt) in &mut self.attempts {
+            attempt.progress += 1;
+            context.checks.progressed(*token, context.now);
+        }
+        if !done {
             let slow = context.faults && context.random.chance(10);
-            let step_ms = if slow { 6_000 } else { self.plan.step_ms };
+            let step_ms = self.plan.step_ms.min(context.scenario.settings.lease_ms / STEPS);
+            let step_ms = if slow { 6_000 } else { step_ms };
             let delay_ms = context.random.range(step_ms / 2, step_ms * 3 / 2);
             self.after(context, delay_ms, NodeTimer::Step(token));
             return;
         }
         let Some(attempt) = self.attempts.remove(&token) else { return };
+        self.running = None;
         self.finish(context, token, attempt);
+        self.start_next(context);
     }
 
     fn finish(&mut self, context: &mut Context, token: Token, attempt: Attempt) {
         let broken = context.checks.is_broken(&attempt.lease.job);
+        let (progress, energy) = (attempt.progress, self.ledger.so_far(token));
         let (report, blob) = attempt.report(&mut context.random, self.plan.numerics, broken);
-        self.results.insert(token, Kept { report, blob, stored: false });
-        let upload_ms = context.random.range(1, 60);
+        let parts_left = parts(&mut context.random);
+        self.results.insert(token, Kept { report, blob, parts_left, progress, energy });
+        let upload_ms = part_ms(context);
         self.after(context, upload_ms, NodeTimer::Upload(token));
         self.ended(context, token);
     }
 
     fn upload(&mut self, context: &mut Context, network: &mut Network, token: Token) {
         let Some(kept) = self.results.get_mut(&token) else { return };
+        if kept.parts_left > 1 {
+            kept.parts_left -= 1;
+            kept.progress += 1;
+            context.checks.progressed(token, context.now);
+            let delay_ms = part_ms(context);
+            self.after(context, delay_ms, NodeTimer::Upload(token));
+            return;
+        }
         if let Some(blob) = &kept.blob {
             context.blobs.put(blob.clone());
         }
-        kept.stored = true;
+        kept.parts_left = 0;
         let report = kept.report.clone();
         self.say(context, network, FromNode::Report(report));
     }
 
     fn renew(&mut self, context: &mut Context, network: &mut Network) {
-        self.after(context, RENEW_MS, NodeTimer::Renew);
-        let tokens: Vec<Token> = self.attempts.keys().copied().collect();
-        let mut renewals = Vec::new();
-        for token in tokens {
+        self.after(context, renew_ms(context), NodeTimer::Renew);
+        if let Some(token) = self.running {
             let joules = self.joules(context);
             self.ledger.add(token, joules);
             self.ledger.close_window();
-            let energy = self.ledger.so_far(token);
-            let samples = self.attempts.get(&token).map_or(0, |a| a.done);
-            let power_watts = context.random.range(5, 500) as f64;
-            renewals.push(Renewal { token, samples, energy, power_watts });
         }
+        let mut renewals = Vec::new();
+        for (token, attempt) in &self.attempts {
+            let watts = if self.running == Some(*token) { context.random.range(5, 500) } else { 0 };
+            let (energy, power_watts) = (self.ledger.so_far(*token), watts as f64);
+            renewals.push(Renewal { token: *token, progress: attempt.progress, energy, power_watts });
+        }
+        let unsent = self.results.iter().filter(|(_, kept)| !kept.stored());
+        renewals.extend(unsent.map(|(token, kept)| Renewal {
+            token: *token,
+            progress: kept.progress,
+            energy: kept.energy,
+            power_watts: 0.0,
+        }));
         if !renewals.is_empty() {
             self.say(context, network, FromNode::Renew(renewals));
         }
@@ -412,6 +490,10 @@ impl Node {
         self.results.remove(&token);
         if self.attempts.remove(&token).is_some() {
             self.ended(context, token);
+        }
+        // Only the worker's end stops what it does.
+        if self.running.take_if(|running| *running == token).is_some() {
+            self.start_next(context);
         }
     }
 
@@ -443,4 +525,19 @@ impl Node {
     fn after(&self, context: &mut Context, delay_ms: u64, timer: NodeTimer) {
         context.after(delay_ms, What::Node { node: self.index, epoch: self.epoch, timer });
     }
+}
+
+fn renew_ms(context: &Context) -> u64 {
+    RENEW_MS.min(context.scenario.settings.lease_ms / RENEWALS)
+}
+
+/// Parts in which a blob moves: mostly at once, sometimes for longer than a lease lasts without progress.
+fn parts(random: &mut Random) -> u64 {
+    if random.chance(20) { random.range(10, 30) } else { 1 }
+}
+
+/// Time of one part of a blob.
+fn part_ms(context: &mut Context) -> u64 {
+    let most_ms = if context.random.chance(50) { context.scenario.settings.lease_ms / STEPS } else { 60 };
+    context.random.range(1, most_ms)
 }

@@ -68,6 +68,8 @@ pub struct NodePlan {
     pub step_ms: u64,
     /// How its joules become known.
     pub source: Source,
+    /// Attempts of a thousand that take far longer than a lease lasts without progress.
+    pub long_per_mille: u64,
     /// Attempts of a thousand that fail.
     pub failures_per_mille: u64,
     /// Attempts of a thousand whose worker stops making progress for ever.
@@ -155,6 +157,7 @@ fn draw_node(index: u64, quiet: bool, mixed: bool, random: &mut Random) -> NodeP
         slots: random.range(1, 2) as u32,
         step_ms: *random.pick(&[50, 200, 500, 1_500]),
         source: *random.pick(&Source::ALL),
+        long_per_mille: *random.pick(&[0, 0, 100]),
         failures_per_mille: if quiet || !bad { 0 } else { *random.pick(&[50, 300, 900]) },
         hangs_per_mille: if quiet || !hangs { 0 } else { *random.pick(&[10, 100]) },
     }

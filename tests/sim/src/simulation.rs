@@ -372,6 +372,7 @@ impl Simulation {
         let dead = self.nodes.iter().filter(|node| node.state() == State::Dead);
         let dead: BTreeSet<_> = dead.map(|node| node.id().clone()).collect();
         self.context.checks.at_rest(&stored, &dead)?;
+        let quiet = self.context.scenario.faults.is_empty();
         for (index, user) in self.users.iter().enumerate() {
             let key = format!("key-{index}");
             let of_user: Vec<&JobRecord> = stored.jobs.iter().filter(|job| job.key == key).collect();
@@ -379,7 +380,7 @@ impl Simulation {
                 return Err(Broken(format!("user {index} submitted once and has {} jobs", of_user.len())));
             };
             hold(user.job.as_ref() == Some(&job.id), || format!("{} was not acknowledged", job.id))?;
-            judge::job(&self.context.checks, job, user.called_cancel)?;
+            judge::job(&self.context.checks, job, user.called_cancel, quiet)?;
         }
         Ok(())
     }

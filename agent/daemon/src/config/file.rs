@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tonic::codegen::http::Uri;
 use wattmill_protocol::config_file::{ConfigError, Origins};
 
-use super::{Bandwidth, Config, EstimateWatts, Gpus, LogFormat, Metering};
+use super::{Bandwidth, Config, EstimateWatts, Gpus, LogFormat, MAX_INTERVAL, Metering};
 use crate::attribution::WHOLE_HOST_PPM;
 use crate::cpus::CpuSet;
 
@@ -149,7 +149,7 @@ impl File {
 
 impl MeteringKeys {
     fn checked(self, origins: &Origins) -> Result<Metering, ConfigError> {
-        let interval = within(self.interval_ms, 1_000, 100, 60_000)
+        let interval = within(self.interval_ms, 1_000, 100, MAX_INTERVAL.as_millis() as u64)
             .map_err(|message| origins.error("metering.interval_ms", message))?;
         let gpu = within(self.gpu_interval_ms, 100.min(interval), 10, interval)
             .map_err(|message| origins.error("metering.gpu_interval_ms", message))?;
@@ -251,7 +251,7 @@ fn collector_url(url: &str) -> Result<Uri, String> {
     let uri = uri.ok_or_else(|| format!("{url:?} is not a URL like \"http://127.0.0.1:4317\""))?;
     match uri.scheme_str() {
         Some("http") => Ok(uri),
-        Some("https") => Err("TLS to the collector is not supported yet: use http://".to_owned()),
+        Some("https") => Err("TLS is not supported yet: use http://".to_owned()),
         _ => Err(format!("{url:?} is not a URL like \"http://127.0.0.1:4317\"")),
     }
 }

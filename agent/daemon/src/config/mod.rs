@@ -85,6 +85,11 @@ impl Gpus {
     }
 }
 
+/// Longest metering window. Energy counters are read once a window and must not go round unseen: the
+/// smallest range sold is 65.5 kJ (AMD), which 2 kW, the most that is believed of a zone, fill in 33 s; so one
+/// reading may fail and its window end late. It also lets a watchdog of 30 s see three windows.
+pub const MAX_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How often things are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metering {
@@ -202,7 +207,8 @@ mod tests {
             ("cpus = \"0-9\"", "cpus: CPU 8-9 is not online (0-7 are)"),
             ("cpus = \"x\"", "cpus: \"x\" is not a list of CPUs"),
             ("host_fraction = 1.5", "host_fraction: 1.5 is not between 0 and 1"),
-            ("[metering]\ninterval_ms = 50", "metering.interval_ms: 50 is not between 100 and"),
+            ("[metering]\ninterval_ms = 50", "metering.interval_ms: 50 is not between 100 and 10000"),
+            ("[metering]\ninterval_ms = 60000", "metering.interval_ms: 60000 is not between 100 and 10000"),
             ("[estimate]\nidle_watts = 5.0", "estimate: idle_watts and full_watts"),
             ("[estimate]\nidle_watts = 50.0\nfull_watts = 5.0", "estimate.full_watts: 5 is less than"),
             ("collector = \"10.0.0.1:4317\"", "collector: \"10.0.0.1:4317\" is not a URL like"),

@@ -18,7 +18,7 @@ const MIN_DEADLINE: Duration = Duration::from_secs(1);
 pub struct View {
     /// Which one.
     pub kind: BackendKind,
-    /// Whether there is anything to read on this host.
+    /// Whether there is anything to read on this host, or something keeps the backend from telling.
     pub present: bool,
     /// Whether it answers in time.
     pub up: bool,
@@ -104,7 +104,7 @@ impl BackendThread {
         }
         View {
             kind: self.kind,
-            present: state.present,
+            present: state.present || state.failed || state.ended || overdue,
             up: !overdue && !state.failed && !state.ended && state.answered.is_some(),
             starting: !overdue && !state.ended && state.answered.is_none(),
             duration: state.duration,
@@ -286,6 +286,18 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_that_hangs_in_its_first_reading_is_there_and_down() {
+        let (thread, answers) = scripted(HOUR);
+        wait_until(&thread, |_| thread.slot.lock().reading_since.is_some());
+        let view = thread.view(clock::monotonic());
+        assert_eq!((view.present, view.starting), (false, true), "it may still say that there is nothing");
+        let view = thread.view(clock::monotonic() + 3 * HOUR);
+        assert_eq!((view.present, view.up, view.errors.get("timeout")), (true, false, Some(&1)));
+        answers.send(Answer::Absent).unwrap();
+        wait_until(&thread, |view| !view.present && view.up);
+    }
+
+    #[test]
     fn failures_are_counted_by_reason_and_end() {
         let (thread, answers) = scripted(Duration::from_millis(1));
         answers.send(Answer::Failed(ReadError::new("permission", "no"))).unwrap();
@@ -305,7 +317,7 @@ mod tests {
         let (thread, answers) = scripted(HOUR);
         drop(answers);
         let view = wait_until(&thread, |view| view.errors.contains_key("panic"));
-        assert!(!view.up);
+        assert!(!view.up && view.present);
     }
 
     #[test]

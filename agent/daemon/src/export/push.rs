@@ -21,7 +21,7 @@ use tonic::{Code, Request, Status};
 use wattmill_protocol::NodeId;
 
 use super::otlp;
-use super::spool::{Frame, Spool};
+use super::spool::{Frame, MAX_POSITION, Spool};
 use crate::snapshot::Snapshot;
 
 /// The method that takes frames.
@@ -33,9 +33,8 @@ pub const POSITION_HEADER: &str = "wattmill-spool-position";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// First pause between two connections, and the longest.
-const BACKOFF: Duration = Duration::from_millis(250);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Pauses between two connections.
+const PAUSES: Pauses = Pauses { first: Duration::from_millis(250), longest: Duration::from_secs(5) };
 
 /// What the collector said of the spool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -65,6 +64,7 @@ impl Push {
 
     /// Frames up to `position` survive a crash of the collector: they may be deleted here.
     pub fn durable(&self, position: u64) {
+        let position = believed(position);
         self.durable.send_if_modified(|durable| {
             let newer = position > durable.position;
             durable.position = durable.position.max(position);
@@ -75,6 +75,7 @@ impl Push {
     /// A session was opened by a collector that has kept frames up to `position`: what was sent after it
     /// may be lost, and is sent again.
     pub fn session_opened(&self, position: u64) {
+        let position = believed(position);
         self.durable.send_modify(|durable| {
             durable.position = durable.position.max(position);
             durable.sessions += 1;
@@ -106,6 +107,15 @@ impl SharedSpool {
     }
 }
 
+/// A position that no spool can have given says nothing.
+fn believed(position: u64) -> u64 {
+    if position <= MAX_POSITION {
+        return position;
+    }
+    tracing::error!(position, "the collector names an impossible spool position; ignored");
+    0
+}
+
 /// Records each snapshot as a frame, until the meter ends.
 pub async fn record(mut snapshots: watch::Receiver<Arc<Snapshot>>, spool: SharedSpool) {
     while snapshots.changed().await.is_ok() {
@@ -118,6 +128,10 @@ pub async fn record(mut snapshots: watch::Receiver<Arc<Snapshot>>, spool: Shared
 
 /// Sends frames to `collector` as long as it is polled.
 pub async fn send(collector: Endpoint, node: NodeId, spool: SharedSpool, push: Push) {
+    send_with(collector, node, spool, push, PAUSES).await;
+}
+
+async fn send_with(collector: Endpoint, node: NodeId, spool: SharedSpool, push: Push, pauses: Pauses) {
     let endpoint = collector
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(Duration::from_secs(10))
@@ -125,20 +139,43 @@ pub async fn send(collector: Endpoint, node: NodeId, spool: SharedSpool, push: P
     let mut sender =
         Sender { node, spool, durable: push.durable.subscribe(), failures: 0, last_message: None };
     loop {
+        let sessions = sender.durable.borrow().sessions;
         let error = sender.connection(&endpoint).await;
         sender.note(&error);
-        let pause = backoff(sender.failures, RandomState::new().hash_one(0u8));
+        let pause = pauses.after(sender.failures, RandomState::new().hash_one(0u8));
         sender.failures = sender.failures.saturating_add(1);
-        tokio::time::sleep(pause).await;
+        // The control session tries by itself: once it is open the collector is back, and no pause is due.
+        // One that was opened while this connection was on its way counts too.
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = opened_since(&mut sender.durable, sessions) => sender.failures = 0,
+        }
     }
 }
 
-/// The pause before the next connection: doubles, and is drawn from its upper half, so that nodes that
-/// lost one collector do not come back all at once.
-fn backoff(failures: u32, random: u64) -> Duration {
-    let most = BACKOFF.saturating_mul(1 << failures.min(16)).min(MAX_BACKOFF);
-    let share = (random >> 11) as f64 / (1u64 << 53) as f64;
-    most.mul_f64(0.5 + share / 2.0)
+/// Waits until more sessions were opened than so many.
+async fn opened_since(durable: &mut watch::Receiver<Durable>, sessions: u64) {
+    if durable.wait_for(|durable| durable.sessions > sessions).await.is_err() {
+        // Nobody is left who could open one.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The first and the longest pause between two connections.
+#[derive(Clone, Copy, Debug)]
+struct Pauses {
+    first: Duration,
+    longest: Duration,
+}
+
+impl Pauses {
+    /// The pause before the next connection: doubles, and is drawn from its upper half, so that nodes that
+    /// lost one collector do not come back all at once.
+    fn after(self, failures: u32, random: u64) -> Duration {
+        let most = self.first.saturating_mul(1 << failures.min(16)).min(self.longest);
+        let share = (random >> 11) as f64 / (1u64 << 53) as f64;
+        most.mul_f64(0.5 + share / 2.0)
+    }
 }
 
 /// Why a connection ended.

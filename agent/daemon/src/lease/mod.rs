@@ -7,25 +7,28 @@
 
 mod blobs;
 mod desk;
+mod keeper;
 mod session;
 mod traces;
 mod worker;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior};
-use wattmill_protocol::{Energy, Token, exit, v1};
+use tokio::time::Instant;
+use wattmill_protocol::{Token, exit, v1};
 
 use crate::app::Services;
-use desk::{Desk, Start};
+use desk::{Delivery, Desk, Standing, Start};
+use keeper::{Capability, Keeper};
 use session::{Link, Session};
 use traces::Traces;
-use worker::{Worker, WorkerError};
+use worker::WorkerError;
 
-/// How often running leases are renewed.
+/// How often leases are renewed at least.
 const RENEW: Duration = Duration::from_secs(1);
-/// Pause before a worker that could not be started, or died, is started again.
-const WORKER_RETRY: Duration = Duration::from_secs(2);
+/// Renewals while a lease runs that makes no progress, at least.
+const RENEWALS: u32 = 3;
 /// How long the end waits for the last joules to be applied.
 const SETTLE_WITHIN: Duration = Duration::from_millis(1500);
 
@@ -44,75 +47,58 @@ pub(crate) async fn run(services: Services) -> String {
         Ok(traces) => traces,
         Err(error) => return format!("traces.endpoint cannot be used: {error}"),
     };
-    let Some(worker) = first_worker(&services).await else {
-        return "the agent stops".to_owned();
-    };
     let mut leases = Leases {
         desk: Desk::default(),
-        numerics: worker.numerics().to_owned(),
-        worker: Some(worker),
-        worker_retry: Instant::now(),
+        keeper: Keeper::new(Arc::clone(&services.config)),
+        announced: None,
+        said: None,
         session: Session::new(link.clone()),
         blobs: blobs::Transfers::new(&link),
         traces,
+        renewed: Instant::now(),
         services,
     };
     leases.run().await;
     "the agent stops".to_owned()
 }
 
-/// The first worker says how this node computes and how fast it can be; without one there is no session.
-async fn first_worker(services: &Services) -> Option<Worker> {
-    let config = &services.config;
-    loop {
-        let started = async {
-            let mut worker = Worker::start(&config.worker_path, &config.cpus).await?;
-            services.meter.set_numerics(worker.numerics());
-            let peak = worker::peak(&mut worker, &config.state_dir, config.cpus.len()).await?;
-            services.meter.set_peak_flops(worker::DEVICE, &peak.precision, peak.flops_per_second);
-            Ok::<_, WorkerError>(worker)
-        };
-        let error = match services.stopping.run_until_cancelled(started).await? {
-            Ok(worker) => return Some(worker),
-            Err(error) => error,
-        };
-        tracing::error!(error = exit::describe(&error), "no worker: this node meters, but takes no work");
-        services.stopping.run_until_cancelled(tokio::time::sleep(WORKER_RETRY)).await?;
-    }
-}
-
 struct Leases {
     services: Services,
     desk: Desk,
-    numerics: String,
-    worker: Option<Worker>,
-    worker_retry: Instant,
+    keeper: Keeper,
+    /// What the collector is told of the worker; nothing before the first was tried.
+    announced: Option<Capability>,
+    /// Why there is no worker, as it was logged last.
+    said: Option<String>,
     session: Session,
     blobs: blobs::Transfers,
     traces: Traces,
+    /// When leases were last renewed.
+    renewed: Instant,
 }
 
 impl Leases {
     async fn run(&mut self) {
         let stopping = self.services.stopping.clone();
-        let mut renewals = tokio::time::interval(RENEW);
-        renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut settlements = self.services.meter.settlements_changed();
         loop {
+            let renew_at = self.renewed + self.renew_every();
             tokio::select! {
+                biased;
+                // First of all: whatever ends with the agent is handed back, and no failure.
                 () = stopping.cancelled() => break,
-                message = self.session.next() => match message {
+                () = tokio::time::sleep_until(renew_at) => self.renew(),
+                event = self.keeper.next() => self.worker_did(event),
+                message = self.session.next(), if self.announced.is_some() => match message {
                     session::Event::Connected => self.hello(),
                     session::Event::Message(kind) => self.hear(kind),
                 },
-                message = worker::next(&mut self.worker) => self.worker_said(message).await,
-                () = tokio::time::sleep_until(self.worker_retry), if self.worker.is_none() => {
-                    self.restart_worker().await;
-                }
                 ended = self.blobs.next() => self.transferred(ended),
-                _ = renewals.tick() => self.renew(),
                 // The sender lives as long as the meter, which outlives this task.
                 Ok(()) = settlements.changed() => self.settle(),
+            }
+            for hash in self.desk.unneeded() {
+                self.blobs.give_up_fetch(hash);
             }
             self.start_next().await;
         }
@@ -121,6 +107,7 @@ impl Leases {
 
     fn hello(&mut self) {
         let (config, identity) = (&self.services.config, &self.services.identity);
+        let Capability { numerics, slots } = self.announced.clone().unwrap_or_default();
         let hello = v1::Hello {
             protocol: wattmill_protocol::PROTOCOL_VERSION,
             version: crate::VERSION.to_owned(),
@@ -129,10 +116,10 @@ impl Leases {
             machine_id: identity.machine_id.clone(),
             host_fraction_ppm: config.host_fraction_ppm,
             cpus: config.cpus.iter().collect(),
-            numerics: self.numerics.clone(),
+            numerics,
             held: self.desk.held(),
             advertised_metrics: config.advertise.clone().unwrap_or_default(),
-            slots: desk::SLOTS,
+            slots,
             settled: self.services.meter.settled(),
         };
         self.session.send(v1::from_node::Kind::Hello(hello));
@@ -146,6 +133,7 @@ impl Leases {
                 self.services.push.session_opened(welcome.spool_durable);
                 self.services.meter.settled_through(welcome.settled);
                 self.settle();
+                self.desk.undeliver();
                 for token in self.desk.finished() {
                     self.report(token);
                 }
@@ -153,13 +141,14 @@ impl Leases {
             // Given before the collector heard that this node stops.
             Kind::Lease(lease) if self.services.stopping.is_cancelled() => self.refuse(&lease),
             Kind::Lease(lease) => {
-                self.traces.begin(Token(lease.token), &lease.traceparent);
+                self.traces.begin(&lease);
                 if let Some(hash) = self.desk.take(lease) {
                     self.blobs.fetch(hash);
                 }
             }
             Kind::Revoke(revoke) => {
                 tracing::info!(token = %Token(revoke.token), reason = revoke.reason, "lease revoked");
+                self.traces.end(Token(revoke.token), Some(&revoke.reason));
                 self.drop_lease(Token(revoke.token));
             }
             Kind::ReportReply(reply) => self.replied(Token(reply.token), reply.outcome()),
@@ -175,9 +164,18 @@ impl Leases {
     fn replied(&mut self, token: Token, outcome: v1::ReportOutcome) {
         use v1::ReportOutcome;
         match outcome {
-            ReportOutcome::Received => self.traces.part(token, "report"),
-            ReportOutcome::Committed => self.committed(token),
-            ReportOutcome::BlobMissing => self.report(token),
+            ReportOutcome::Received => {
+                self.desk.deliver(token, Delivery::Received);
+                self.traces.reported(token);
+            }
+            ReportOutcome::Committed => {
+                self.traces.reported(token);
+                self.committed(token);
+            }
+            ReportOutcome::BlobMissing => {
+                self.desk.deliver(token, Delivery::Kept);
+                self.report(token);
+            }
             ReportOutcome::Stale | ReportOutcome::Failed => self.drop_lease(token),
             ReportOutcome::Unspecified => {
                 tracing::warn!(%token, "the collector answered a report in words that this version does not know");
@@ -187,7 +185,7 @@ impl Leases {
 
     /// A result counts: its model FLOPs were useful, and it may go.
     fn committed(&mut self, token: Token) {
-        self.traces.end(token);
+        self.traces.end(token, None);
         if let Some(flops) = self.desk.committed(token) {
             self.services.meter.add_useful_flops(flops);
         }
@@ -195,12 +193,12 @@ impl Leases {
 
     /// A lease is no longer this node's. Where it computes, only ending the worker stops it.
     fn drop_lease(&mut self, token: Token) {
-        self.traces.end(token);
+        self.traces.end(token, Some("the collector does not take it"));
+        self.blobs.give_up_store(token);
         self.settle_if_waiting(token);
         if self.desk.remove(token) {
             self.services.meter.end(token);
-            self.worker = None;
-            self.worker_retry = Instant::now();
+            self.keeper.end_worker();
         }
     }
 
@@ -221,58 +219,94 @@ impl Leases {
     }
 
     async fn start_next(&mut self) {
-        let Some(worker) = &mut self.worker else { return };
+        self.traces.fetched(self.desk.ready_to_start());
+        let Some(worker) = self.keeper.worker() else { return };
         let Some(Start { token, job, run }) = self.desk.start() else { return };
-        self.traces.part(token, "fetch");
+        self.traces.train(token);
         self.services.meter.begin(token, job, worker.pid());
         let threads = self.services.config.cpus.len() as u32;
         let run = v1::RunTask { threads, ..run };
         if let Err(error) = worker.send(v1::to_worker::Kind::Run(run)).await {
-            self.worker_died(&error);
+            let died = self.keeper.broke(error);
+            self.worker_did(died);
         }
     }
 
-    async fn worker_said(&mut self, message: Result<v1::from_worker::Kind, WorkerError>) {
+    fn worker_did(&mut self, event: keeper::Event) {
+        match event {
+            keeper::Event::Said(kind) => return self.worker_said(kind),
+            keeper::Event::Died(error) => self.worker_died(&error),
+            keeper::Event::Ready(peak) => {
+                let meter = &self.services.meter;
+                meter.set_numerics(&self.keeper.capability().numerics);
+                meter.set_peak_flops(worker::DEVICE, &peak.precision, peak.flops_per_second);
+                self.said = None;
+            }
+            keeper::Event::Failed(error) => {
+                let reason = exit::describe(&error);
+                if self.said.as_ref() != Some(&reason) {
+                    tracing::error!(error = reason, "no worker: this node meters, but takes no work");
+                    self.said = Some(reason);
+                }
+            }
+        }
+        self.announce();
+    }
+
+    /// Tells the collector what this node can do now, if that changed: with a session of its own, since
+    /// what was given to it before is for what it was.
+    fn announce(&mut self) {
+        let now = self.keeper.capability().clone();
+        let Some(before) = self.announced.replace(now.clone()) else { return };
+        if before == now {
+            return;
+        }
+        tracing::info!(numerics = now.numerics, slots = now.slots, "this node's capability changed");
+        // What computed otherwise may not stand beside what this worker computes; without a worker nothing
+        // that waits is ever begun. The next Hello does not name it, and the collector gives it to others.
+        let given_up = if before.numerics == now.numerics && now.slots > 0 {
+            Vec::new()
+        } else if before.numerics == now.numerics {
+            self.desk.unfinished()
+        } else {
+            self.desk.unreceived()
+        };
+        given_up.into_iter().for_each(|token| self.drop_lease(token));
+        self.session.reopen();
+    }
+
+    fn worker_said(&mut self, kind: v1::from_worker::Kind) {
         use v1::from_worker::Kind;
-        match message {
-            Ok(Kind::Progress(progress)) => self.desk.progress(Token(progress.token), progress.samples),
-            Ok(Kind::Done(done)) => {
+        match kind {
+            Kind::Progress(progress) => self.desk.progress(Token(progress.token), progress.done),
+            Kind::Done(done) => {
                 let token = Token(done.token);
                 if self.desk.running() == Some(token) {
                     self.services.meter.end(token);
                     self.finish(token, done.result.unwrap_or_default(), done.blob);
                 }
             }
-            Ok(Kind::Hello(_) | Kind::Probe(_)) => {}
-            Err(error) => self.worker_died(&error),
+            Kind::Hello(_) | Kind::Probe(_) => {}
         }
     }
 
     fn worker_died(&mut self, error: &WorkerError) {
         let reason = exit::describe(error);
-        tracing::error!(error = reason, "the worker died: its attempt failed, another worker is started");
-        self.worker = None;
-        self.worker_retry = Instant::now();
-        if let Some(token) = self.desk.running() {
+        tracing::error!(error = reason, "the worker died");
+        // Who stops the agent may stop its worker as well: that is handed back.
+        if let Some(token) = self.desk.running().filter(|_| !self.services.stopping.is_cancelled()) {
             self.services.meter.end(token);
             let failure = desk::failure(format!("the worker died: {reason}"));
             self.finish(token, failure, bytes::Bytes::new());
         }
     }
 
-    async fn restart_worker(&mut self) {
-        let config = &self.services.config;
-        match Worker::start(&config.worker_path, &config.cpus).await {
-            Ok(worker) => self.worker = Some(worker),
-            Err(error) => {
-                tracing::error!(error = exit::describe(&error), "the worker cannot be started");
-                self.worker_retry = Instant::now() + WORKER_RETRY;
-            }
-        }
-    }
-
     fn finish(&mut self, token: Token, result: v1::TaskResult, blob: bytes::Bytes) {
-        self.traces.part(token, "train");
+        let failure = match &result.kind {
+            Some(v1::task_result::Kind::Failure(failure)) => Some(failure.message.as_str()),
+            _ => None,
+        };
+        self.traces.finished(token, failure);
         self.desk.finish(token, result, blob);
         self.report(token);
     }
@@ -282,7 +316,7 @@ impl Leases {
         if !self.session.is_open() {
             return;
         }
-        match self.desk.blob(token) {
+        match self.desk.blob(token).filter(|_| self.desk.delivery(token) == Some(Delivery::Kept)) {
             Some((hash, blob)) => self.blobs.store(token, hash, blob),
             None => self.send_report(token),
         }
@@ -291,7 +325,7 @@ impl Leases {
     fn transferred(&mut self, ended: blobs::Ended) {
         match ended {
             blobs::Ended::Fetched(fetched) => {
-                if let Some((token, failure)) = self.desk.fetched(fetched) {
+                for (token, failure) in self.desk.fetched(fetched) {
                     self.settle_if_waiting(token);
                     self.finish(token, failure, bytes::Bytes::new());
                 }
@@ -302,15 +336,19 @@ impl Leases {
 
     fn stored(&mut self, stored: blobs::Stored) {
         match stored.outcome {
-            Ok(()) => self.send_report(stored.token),
+            Ok(()) => {
+                self.desk.deliver(stored.token, Delivery::Stored);
+                self.send_report(stored.token);
+            }
             Err(status) if status.code() == tonic::Code::FailedPrecondition => {
                 tracing::debug!(token = %stored.token, "the collector takes no blob of this lease any more");
                 self.send_report(stored.token);
             }
             Err(status) => {
-                tracing::warn!(token = %stored.token, reason = status.message(), "a result could not be stored");
-                // Tried again with the next session, which a collector in trouble soon brings.
-                self.session.close();
+                let reason = format!("its result cannot be stored: {}", status.message());
+                tracing::error!(token = %stored.token, reason, "an attempt failed");
+                self.desk.finish(stored.token, desk::failure(reason), bytes::Bytes::new());
+                self.send_report(stored.token);
             }
         }
     }
@@ -321,14 +359,28 @@ impl Leases {
         }
     }
 
+    /// Often enough for the shortest lease in hand.
+    fn renew_every(&self) -> Duration {
+        self.desk.shortest().map_or(RENEW, |lease| RENEW.min(lease / RENEWALS))
+    }
+
+    /// Says how far all leases are whose results the collector does not have.
     fn renew(&mut self) {
-        let Some(token) = self.desk.running() else { return };
-        let metered = self.services.meter.running().into_iter().find(|shard| shard.token == token);
-        let (energy, power_watts) =
-            metered.map_or((Energy::ZERO, 0.0), |shard| (shard.energy, shard.power_watts));
-        let samples = self.desk.samples_done();
-        let renewal = v1::Renewal { token: token.0, samples, energy: Some(energy.into()), power_watts };
-        self.session.send(v1::from_node::Kind::Renew(v1::Renew { renewals: vec![renewal] }));
+        self.renewed = Instant::now();
+        self.desk.moved(&self.blobs.moved());
+        let metered = self.services.meter.running();
+        metered.iter().for_each(|shard| self.desk.took(shard.token, shard.energy));
+        let watts = |token| metered.iter().find(|s| s.token == token).map_or(0.0, |s| s.power_watts);
+        let renewal = |Standing { token, progress, energy }| v1::Renewal {
+            token: token.0,
+            progress,
+            energy: Some(energy.into()),
+            power_watts: watts(token),
+        };
+        let renewals: Vec<v1::Renewal> = self.desk.standings().map(renewal).collect();
+        if !renewals.is_empty() {
+            self.session.send(v1::from_node::Kind::Renew(v1::Renew { renewals }));
+        }
     }
 
     fn settle(&mut self) {
@@ -352,13 +404,12 @@ impl Leases {
     async fn hand_back(&mut self) {
         let unfinished = self.desk.unfinished();
         for token in &unfinished {
+            self.traces.end(*token, Some("handed back"));
             self.services.meter.end(*token);
             self.settle_if_waiting(*token);
             self.give_back(*token);
         }
-        self.worker = None;
-        self.services.meter.flush().await;
-        // A window later the shards that ended are settled; the second flush closes that window.
+        self.keeper.end_worker();
         self.services.meter.flush().await;
         self.settle();
         if self.session.is_open() && tokio::time::timeout(SETTLE_WITHIN, self.settled()).await.is_err() {

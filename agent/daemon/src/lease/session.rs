@@ -93,6 +93,11 @@ impl Session {
         self.state = State::Waiting(Instant::now() + self.jittered_pause());
     }
 
+    /// Opens the session anew at once.
+    pub(super) fn reopen(&mut self) {
+        self.state = State::Waiting(Instant::now());
+    }
+
     /// The next thing that happens; safe to drop and call again.
     pub(super) async fn next(&mut self) -> Event {
         loop {

@@ -77,10 +77,15 @@ pub(super) struct Peak {
 }
 
 impl Worker {
-    /// Starts the program on `cpus` and waits for its hello.
+    /// Starts the program on `cpus` and waits for its hello. It has a process group of its own: a signal that
+    /// stops the agent must not end a shard that the agent hands back.
     pub(super) async fn start(path: &Path, cpus: &CpuSet) -> Result<Self, WorkerError> {
-        let started =
-            Command::new(path).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn();
+        let started = Command::new(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn();
         let mut child = started.map_err(|source| WorkerError::Start { path: path.to_owned(), source })?;
         let pid = child.id().ok_or_else(|| WorkerError::Ended(String::new()))?;
         bind(pid, cpus)?;
@@ -131,14 +136,6 @@ impl Worker {
                 return Ok(kind);
             }
         }
-    }
-}
-
-/// The next message of a worker, where there is one.
-pub(super) async fn next(worker: &mut Option<Worker>) -> Result<v1::from_worker::Kind, WorkerError> {
-    match worker {
-        Some(worker) => worker.next().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -45,6 +45,9 @@ pub struct MeterEntry {
     pub microjoules: u64,
     /// The raw counter and when it was read, nanoseconds since boot.
     pub last: Option<(u64, u64)>,
+    /// The scope that it counted for then.
+    #[serde(default)]
+    pub scope: Option<Scope>,
     /// When it was last read, wall clock.
     pub seen_unix_nanos: u64,
 }
@@ -91,7 +94,7 @@ pub struct Settlement {
 pub struct Ledger {
     /// The host that counted.
     pub machine_id: String,
-    /// The boot in which `last` readings were taken.
+    /// The boot in which every `last` reading was taken.
     pub boot_id: Option<String>,
     /// Since when it counts, wall clock: the start time of every sum.
     pub started_unix_nanos: u64,
@@ -133,11 +136,30 @@ impl Ledger {
         *self.gaps.entry((device.to_owned(), reason)).or_default() += 1;
     }
 
+    /// Whether its readings are of the boot `boot_id`. An unknown boot is no boot.
+    pub fn is_of_boot(&self, boot_id: Option<&str>) -> bool {
+        boot_id.is_some() && boot_id == self.boot_id.as_deref()
+    }
+
+    /// The counters are others than those that were read: whatever they said last is void, each a gap.
+    pub fn void_readings(&mut self, reason: GapReason) {
+        let mut voided = Vec::new();
+        for (meter, entry) in &mut self.meters {
+            if entry.last.take().is_some() {
+                voided.push(meter.device.clone());
+            }
+        }
+        for device in voided {
+            self.add_gap(&device, reason);
+        }
+    }
+
     /// What the meters said last, for a run in the boot `boot_id`.
     pub fn known(&self, boot_id: Option<&str>) -> BTreeMap<MeterId, Known> {
-        let same_boot = boot_id.is_some() && boot_id == self.boot_id.as_deref();
+        let same_boot = self.is_of_boot(boot_id);
         let known = |entry: &MeterEntry| Known {
             last: entry.last.map(|(raw, at)| (raw, Duration::from_nanos(at))),
+            scope: entry.scope,
             same_boot,
         };
         self.meters.iter().map(|(meter, entry)| (meter.clone(), known(entry))).collect()
@@ -244,6 +266,23 @@ mod tests {
         ledger.open.push(shard(8));
         let text = serde_json::to_string(&ledger).unwrap();
         assert_eq!(serde_json::from_str::<Ledger>(&text).unwrap(), ledger);
+    }
+
+    #[test]
+    fn void_readings_are_a_gap_each_once() {
+        let mut ledger = Ledger::new("m", Some("b"), 5);
+        let meter = |device: &str, source| MeterId {
+            class: crate::device::Class::Zone,
+            device: device.into(),
+            source,
+        };
+        let read = MeterEntry { microjoules: 9, last: Some((1, 2)), ..MeterEntry::default() };
+        ledger.meters.insert(meter("a", Source::Counter), read);
+        ledger.meters.insert(meter("host", Source::Estimate), MeterEntry::default());
+        ledger.void_readings(GapReason::Reboot);
+        ledger.void_readings(GapReason::OtherHost);
+        assert_eq!(ledger.gaps, BTreeMap::from([(("a".to_owned(), GapReason::Reboot), 1)]));
+        assert_eq!(ledger.meters[&meter("a", Source::Counter)].microjoules, 9);
     }
 
     #[test]

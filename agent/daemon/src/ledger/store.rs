@@ -64,6 +64,8 @@ pub struct Store {
     sequence: u64,
     newest: Option<usize>,
     synced: Option<usize>,
+    /// Whether the file's name is on the medium.
+    named: [bool; FILES.len()],
 }
 
 #[derive(Debug)]
@@ -80,11 +82,13 @@ impl Store {
     /// # Errors
     /// When a file cannot be read, or was written by a newer version.
     pub fn open(folder: &Path) -> Result<(Self, Found), StoreError> {
-        let mut store = Self { folder: folder.to_owned(), sequence: 0, newest: None, synced: None };
+        let folder = folder.to_owned();
+        let named = [false; FILES.len()];
+        let mut store = Self { folder, sequence: 0, newest: None, synced: None, named };
         let mut best: Option<Box<Ledger>> = None;
         let mut corrupt = Vec::new();
         for (slot, name) in FILES.iter().enumerate() {
-            let path = folder.join(name);
+            let path = store.folder.join(name);
             match read(&path)? {
                 Content::Absent => {}
                 Content::Newer(found) => return Err(StoreError::Newer { path, found }),
@@ -121,8 +125,10 @@ impl Store {
         self.newest = Some(slot);
         if sync {
             file.sync_data()?;
-            // The file's name may be new.
-            File::open(&self.folder)?.sync_all()?;
+            if !self.named[slot] {
+                File::open(&self.folder)?.sync_all()?;
+                self.named[slot] = true;
+            }
             self.synced = Some(slot);
         }
         Ok(())

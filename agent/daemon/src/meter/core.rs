@@ -13,12 +13,12 @@ use crate::attribution;
 use crate::counter::GapReason;
 use crate::device::host::stat::CpuTime;
 use crate::device::thread::View;
-use crate::device::{Class, Scope};
+use crate::device::{Class, MeterId, Scope};
 use crate::ledger::{Consumer, Ledger, OpenShard};
-use crate::window::{Slice, Windows};
+use crate::window::{Closed, Slice, Windows};
 
-/// Windows over which the divergence of a GPU's two energies is taken: a minute of them.
-const DIVERGENCE_WINDOWS: usize = 60;
+/// Time over which the divergence of a GPU's two energies is taken.
+const DIVERGENCE_SPAN: Duration = Duration::from_secs(60);
 /// Device of the gap that a lost ledger is.
 const LEDGER_DEVICE: &str = "ledger";
 
@@ -41,8 +41,15 @@ pub(super) struct Window<'a> {
 /// Mean watts of the last window.
 #[derive(Default)]
 pub(super) struct Powers {
-    pub(super) meters: BTreeMap<crate::device::MeterId, f64>,
+    pub(super) meters: BTreeMap<MeterId, f64>,
     pub(super) scopes: BTreeMap<(Scope, Source), f64>,
+}
+
+/// A GPU's two energies over one window.
+struct Compared {
+    elapsed: Duration,
+    counter: u64,
+    integrated: u64,
 }
 
 pub(super) struct Core {
@@ -53,12 +60,16 @@ pub(super) struct Core {
     settings: Settings,
     windows: Windows,
     cpu: Option<(CpuTime, CpuTime)>,
-    divergence: BTreeMap<String, VecDeque<(u64, u64)>>,
+    divergence: BTreeMap<String, VecDeque<Compared>>,
 }
 
 impl Core {
     /// Goes on with the ledger of a former run, whose open shards are settled now: it was killed.
     pub(super) fn new(mut ledger: Ledger, boot_id: Option<&str>, settings: Settings) -> Self {
+        if !ledger.is_of_boot(boot_id) {
+            // All of them now: the next run of this boot would take an older boot's reading for one of its own.
+            ledger.void_readings(GapReason::Reboot);
+        }
         let windows = Windows::resumed(ledger.known(boot_id));
         ledger.boot_id = boot_id.map(str::to_owned);
         for shard in std::mem::take(&mut ledger.open) {
@@ -103,8 +114,11 @@ impl Core {
     pub(super) fn close(&mut self, window: &Window<'_>) {
         let cpu_weights = self.cpu_weights(window);
         let readings = window.views.iter().filter_map(|view| view.reading.as_deref());
-        let slices = self.windows.close(readings.flat_map(|reading| &reading.energy));
+        let Closed { slices, substituted } = self.windows.close(readings.flat_map(|reading| &reading.energy));
         self.powers = Powers::default();
+        for meter in &substituted {
+            self.void(meter);
+        }
         for slice in &slices {
             self.enter(slice, window.unix_nanos);
             if let Some(scope) = slice.scope {
@@ -115,7 +129,7 @@ impl Core {
                 self.account(scope, slice, &weights);
             }
         }
-        self.compare(&slices);
+        self.compare(&slices, window.elapsed);
         for shard in self.shards.close(window.elapsed.as_secs_f64()) {
             self.settle(shard);
         }
@@ -127,20 +141,33 @@ impl Core {
         self.ledger.settle(shard, false);
     }
 
+    /// The counter's last reading is void, for later runs too: a substitute has counted past it.
+    fn void(&mut self, meter: &MeterId) {
+        if let Some(entry) = self.ledger.meters.get_mut(meter) {
+            entry.last = None;
+        }
+        self.gap(&meter.device, GapReason::Substituted);
+    }
+
+    fn gap(&mut self, device: &str, reason: GapReason) {
+        tracing::warn!(device, reason = reason.as_str(), "energy went unseen");
+        self.ledger.add_gap(device, reason);
+    }
+
     /// Enters a slice into its meter's sum.
     fn enter(&mut self, slice: &Slice, unix_nanos: u64) {
         let entry = self.ledger.meters.entry(slice.meter.clone()).or_default();
         entry.microjoules = entry.microjoules.saturating_add(slice.microjoules);
         entry.last = slice.resume.map(|(raw, at)| (raw, u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)));
+        entry.scope = slice.counts_for;
         entry.seen_unix_nanos = unix_nanos;
         if let Some(watts) = slice.mean_watts {
             self.powers.meters.insert(slice.meter.clone(), watts);
         }
         // The integral beside a GPU's counter lacks energy that the counter has: nothing went unseen.
-        let shadow = slice.meter.class == Class::Gpu && slice.scope.is_none();
+        let shadow = slice.meter.class == Class::Gpu && slice.counts_for.is_none();
         for reason in slice.gaps.iter().filter(|_| !shadow) {
-            tracing::warn!(device = slice.meter.device, reason = reason.as_str(), "energy went unseen");
-            self.ledger.add_gap(&slice.meter.device, *reason);
+            self.gap(&slice.meter.device, *reason);
         }
     }
 
@@ -200,7 +227,7 @@ impl Core {
     }
 
     /// Remembers what a GPU's counter and the integral of its power said of the same window.
-    fn compare(&mut self, slices: &[Slice]) {
+    fn compare(&mut self, slices: &[Slice], elapsed: Duration) {
         let of = |uuid: &str, source: Source| {
             slices
                 .iter()
@@ -216,23 +243,27 @@ impl Core {
                 continue;
             }
             let ring = self.divergence.entry(uuid.clone()).or_default();
-            ring.push_back((counter.microjoules, integrated.microjoules));
-            if ring.len() > DIVERGENCE_WINDOWS {
-                ring.pop_front();
+            let (counter, integrated) = (counter.microjoules, integrated.microjoules);
+            ring.push_back(Compared { elapsed, counter, integrated });
+            let mut span: Duration = ring.iter().map(|compared| compared.elapsed).sum();
+            while span > DIVERGENCE_SPAN {
+                span -= ring.pop_front().map_or(span, |oldest| oldest.elapsed);
             }
         }
     }
 
     /// (Integrated - counter) / counter over the last minute, by GPU.
     pub(super) fn divergence(&self) -> BTreeMap<String, f64> {
-        let ratio = |ring: &VecDeque<(u64, u64)>| {
-            let counter: u64 = ring.iter().map(|(counter, _)| counter).sum();
-            let integrated: u64 = ring.iter().map(|(_, integrated)| integrated).sum();
+        let ratio = |ring: &VecDeque<Compared>| {
+            let counter: u64 = ring.iter().map(|compared| compared.counter).sum();
+            let integrated: u64 = ring.iter().map(|compared| compared.integrated).sum();
             (counter > 0).then(|| (integrated as f64 - counter as f64) / counter as f64)
         };
         self.divergence.iter().filter_map(|(uuid, ring)| Some((uuid.clone(), ratio(ring)?))).collect()
     }
 }
 
+#[cfg(test)]
+mod conservation;
 #[cfg(test)]
 mod tests;

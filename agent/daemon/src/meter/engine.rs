@@ -1,6 +1,9 @@
 //! The thread that closes windows: readings → accounting → ledger on disk → snapshot.
 //!
-//! Invariant: in that order, always. The lock on the accounting is never held over a wait for a device
+//! Invariant: in that order, always; and on the medium before it is shown, so that a power cut takes back no
+//! sum that was exported (Prometheus would take the fall for a reset and count the whole sum again). Where the
+//! disk is too slow to sync each window, windows go before: then a power cut may take back what was drawn
+//! since the last sync, [`MAX_SYNC_INTERVAL`] at most. The lock on the accounting is never held over a wait for a device
 //! or a disk, so that shards may begin and end at any time.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use super::core::Window;
 use super::{Shared, State};
 use crate::clock;
+use crate::config::Gpus;
 use crate::device::Class;
 use crate::device::nvml::GpuReading;
 use crate::device::thread::{BackendThread, View, next_tick};
@@ -21,8 +25,10 @@ use crate::ledger::Ledger;
 use crate::ledger::store::Store;
 use crate::snapshot::{BackendState, NodeFacts, Snapshot, Sum};
 
-/// How often the ledger is synced when nothing is owed: a power cut costs at most this much.
-const SYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// A sync is due once this many times its duration has passed: syncing takes at most a fifth of the time.
+const SYNC_SHARE: u32 = 4;
+/// A sync is due after this time, however slow the disk.
+const MAX_SYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a window waits for backends that answer late: a quarter of the interval, at most.
 const MAX_GRACE: Duration = Duration::from_millis(250);
 /// How long a GPU that is gone is still shown as lost. After that it was taken out.
@@ -41,10 +47,13 @@ pub(super) struct Engine {
     pub(super) threads: Vec<BackendThread>,
     pub(super) store: Store,
     pub(super) node: Arc<NodeFacts>,
+    /// GPUs of this node; none where they are turned off.
+    pub(super) wanted: Gpus,
     pub(super) interval: Duration,
     pub(super) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(super) closed_at: Duration,
-    pub(super) synced_at: Duration,
+    /// When the last sync ended, and how long it took.
+    pub(super) synced: (Duration, Duration),
     pub(super) windows: u64,
     pub(super) ledger_errors: BTreeMap<&'static str, u64>,
     pub(super) failing: Option<&'static str>,
@@ -102,12 +111,14 @@ impl Engine {
             let owes = ledger.last_sequence > state.durable_sequence;
             (ledger, owes)
         };
+        let began = clock::monotonic();
         // What is owed must not be forgotten once it was said: its number would be given twice.
-        let sync = sync || owes || now.saturating_sub(self.synced_at) >= SYNC_INTERVAL;
+        let sync = sync || owes || sync_is_due(began, self.synced);
         let written = self.store.write(&ledger, sync);
         let written = self.note(written);
-        if written && sync {
-            self.synced_at = now;
+        if sync {
+            let ended = clock::monotonic();
+            self.synced = (ended, ended.saturating_sub(began));
         }
         self.windows += 1;
         let mut state = self.shared.lock();
@@ -168,7 +179,7 @@ impl Engine {
             meters: meters.collect(),
             scopes: scopes.collect(),
             attributed: ledger.attributed.clone(),
-            gpus: gpus(ledger, views, unix_nanos),
+            gpus: gpus(ledger, views, &self.wanted, unix_nanos),
             divergence: core.divergence(),
             host: host.filter_map(|reading| reading.host.clone()).next(),
             cpu_utilization: core.cpu_utilization,
@@ -183,9 +194,14 @@ impl Engine {
     }
 }
 
-/// GPUs that are read, and those that the ledger remembers from not long ago: a GPU that was lost while
-/// no agent ran is a lost one.
-fn gpus(ledger: &Ledger, views: &[View], unix_nanos: u64) -> Vec<GpuReading> {
+/// Whether it is time to sync, when the last one ended at a time and took so long.
+fn sync_is_due(now: Duration, (ended, took): (Duration, Duration)) -> bool {
+    now.saturating_sub(ended) >= (took * SYNC_SHARE).min(MAX_SYNC_INTERVAL)
+}
+
+/// GPUs that are read, those that are asked for by name, and those that the ledger remembers from not long
+/// ago: a GPU that was lost while no agent ran is a lost one. One that is not this node's any more is none.
+fn gpus(ledger: &Ledger, views: &[View], wanted: &Gpus, unix_nanos: u64) -> Vec<GpuReading> {
     let mut gpus = Vec::new();
     for view in views {
         for gpu in view.reading.iter().flat_map(|reading| &reading.gpus) {
@@ -193,16 +209,17 @@ fn gpus(ledger: &Ledger, views: &[View], unix_nanos: u64) -> Vec<GpuReading> {
         }
     }
     let read: BTreeSet<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
-    let remembered: BTreeSet<&String> = (ledger.meters.iter())
-        .filter(|(meter, entry)| {
-            meter.class == Class::Gpu && unix_nanos.saturating_sub(entry.seen_unix_nanos) < LOST_GPU_NANOS
-        })
+    let recent = |seen: u64| unix_nanos.saturating_sub(seen) < LOST_GPU_NANOS;
+    let remembered = (ledger.meters.iter())
+        .filter(|(meter, entry)| meter.class == Class::Gpu && recent(entry.seen_unix_nanos))
         .map(|(meter, _)| &meter.device)
-        .filter(|uuid| !read.contains(*uuid))
-        .collect();
-    gpus.extend(
-        remembered.into_iter().map(|uuid| GpuReading { uuid: uuid.clone(), ..GpuReading::default() }),
-    );
+        .filter(|uuid| wanted.includes(uuid));
+    let listed = match wanted {
+        Gpus::All => &[][..],
+        Gpus::Listed(uuids) => uuids,
+    };
+    let missing: BTreeSet<&String> = remembered.chain(listed).filter(|uuid| !read.contains(*uuid)).collect();
+    gpus.extend(missing.into_iter().map(|uuid| GpuReading { uuid: uuid.clone(), ..GpuReading::default() }));
     gpus
 }
 
@@ -214,5 +231,71 @@ fn write_reason(error: &io::Error) -> &'static str {
         io::ErrorKind::ReadOnlyFilesystem => "read_only",
         io::ErrorKind::NotFound => "missing",
         _ => "io",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wattmill_protocol::Source;
+
+    use super::*;
+    use crate::device::{BackendKind, MeterId, Reading};
+    use crate::ledger::MeterEntry;
+
+    #[test]
+    fn a_sync_takes_a_fifth_of_the_time_at_most_and_is_never_put_off_for_long() {
+        let ms = Duration::from_millis;
+        for (window, took, every) in
+            [(1_000, 5, 1), (1_000, 250, 1), (1_000, 400, 2), (100, 5, 1), (100, 60, 3)]
+        {
+            let (mut now, mut last, mut syncs) = (ms(0), (ms(0), ms(took)), 0);
+            for _ in 0..60 {
+                now += ms(window);
+                if sync_is_due(now, last) {
+                    last = (now, ms(took));
+                    syncs += 1;
+                }
+            }
+            assert_eq!(60 / every, syncs, "windows of {window} ms, syncs of {took} ms");
+        }
+        assert!(sync_is_due(ms(31_000), (ms(1_000), ms(60_000))));
+    }
+
+    #[test]
+    fn a_gpu_that_was_taken_out_is_not_lost() {
+        let mut ledger = Ledger::new("m", None, 0);
+        for uuid in ["GPU-read", "GPU-lost", "GPU-out"] {
+            let meter = MeterId { class: Class::Gpu, device: uuid.to_owned(), source: Source::Counter };
+            ledger.meters.insert(meter, MeterEntry { seen_unix_nanos: 5, ..MeterEntry::default() });
+        }
+        let gpu = GpuReading { uuid: "GPU-read".to_owned(), up: true, ..GpuReading::default() };
+        let reading = Reading { gpus: vec![gpu], ..Reading::default() };
+        let view = |up| View {
+            kind: BackendKind::Nvml,
+            present: true,
+            up,
+            starting: false,
+            duration: Duration::ZERO,
+            errors: BTreeMap::new(),
+            reading: Some(Arc::new(reading.clone())),
+        };
+        let listed = |uuids: &[&str]| Gpus::Listed(uuids.iter().map(|uuid| (*uuid).to_owned()).collect());
+        let shown = |wanted: &Gpus, views: &[View], at| {
+            let gpus = gpus(&ledger, views, wanted, at);
+            gpus.into_iter().map(|gpu| (gpu.uuid, gpu.up)).collect::<Vec<_>>()
+        };
+        let named =
+            |gpus: &[(&str, bool)]| gpus.iter().map(|(u, up)| ((*u).to_owned(), *up)).collect::<Vec<_>>();
+        let (read, lost, out) = (("GPU-read", true), ("GPU-lost", false), ("GPU-out", false));
+        assert_eq!(shown(&Gpus::All, &[view(true)], 9), named(&[read, lost, out]));
+        assert_eq!(shown(&listed(&["GPU-read", "GPU-lost"]), &[view(true)], 9), named(&[read, lost]));
+        assert_eq!(shown(&Gpus::All, &[view(true)], LOST_GPU_NANOS + 5), named(&[read]), "after a week");
+        assert_eq!(shown(&listed(&[]), &[], 9), [], "turned off");
+        assert_eq!(
+            shown(&listed(&["GPU-new"]), &[], 9),
+            named(&[("GPU-new", false)]),
+            "asked for, never seen"
+        );
+        assert_eq!(shown(&Gpus::All, &[view(false)], LOST_GPU_NANOS + 5), named(&[("GPU-read", false)]));
     }
 }

@@ -11,12 +11,14 @@ mod shards;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use wattmill_protocol::{JobId, Token};
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, Gpus};
+use crate::counter::GapReason;
 use crate::device::thread::BackendThread;
 use crate::export::spool::SpoolStats;
 use crate::ledger::Ledger;
@@ -115,10 +117,12 @@ impl Meter {
             threads,
             store,
             node,
+            // With NVML turned off no GPU is this node's.
+            wanted: config.nvml_library.as_ref().map_or(Gpus::Listed(Vec::new()), |_| config.gpus.clone()),
             interval: config.metering.interval,
             snapshots,
             closed_at: now,
-            synced_at: now,
+            synced: (now, Duration::ZERO),
             windows: 0,
             ledger_errors: BTreeMap::new(),
             failing: None,
@@ -145,7 +149,8 @@ impl Meter {
         self.shared.lock().core.account_for(token, job, unrecorded);
     }
 
-    /// A shard has ended: call it while its process still lives. Its energy settles one window later.
+    /// A shard has ended: call it while its process still lives. Its energy settles
+    /// with the window in which it ends.
     pub fn end(&self, token: Token) {
         self.shared.lock().core.end(token, &clock::process_cpu_nanos);
     }
@@ -237,7 +242,7 @@ fn open_ledger(found: Found, node: &NodeFacts, config: &Config) -> Core {
             "the ledger was kept on another host; going on with it. If this host is a clone, give it an empty state_dir"
         );
         ledger.machine_id.clone_from(&identity.machine_id);
-        // Whatever its counters said last was said by other counters.
+        ledger.void_readings(GapReason::OtherHost);
         ledger.boot_id = None;
     }
     let settings = Settings { host_fraction_ppm: config.host_fraction_ppm, cpu_count: config.cpus.len() };

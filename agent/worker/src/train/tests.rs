@@ -74,7 +74,7 @@ fn evaluate_task(first: u64, count: u64) -> impl FnOnce(Bytes) -> task::Kind {
 }
 
 fn run(trainer: &mut Trainer, request: &RunTask) -> Result<Finished, TaskError> {
-    trainer.run(request, &mut Reporter::new(&mut std::io::sink(), request.token))
+    trainer.run(request, &Reporter::new(&mut std::io::sink(), request.token))
 }
 
 /// The features and labels of file rows, computed as the fixture wrote them.
@@ -99,7 +99,7 @@ fn a_gradient_is_the_kernels_at_the_epochs_positions() {
     let mut expected = vec![0.0; kernel.model().parameters()];
     let parameters = fixture.parameters(1.0);
     let batch = Batch { features: &shard.features, labels: &shard.labels };
-    let outcome = kernel.gradient(&parameters, batch, &mut expected).unwrap();
+    let outcome = kernel.gradient(&parameters, batch, &mut expected, &|| ()).unwrap();
 
     let bytes: Vec<_> = expected.iter().flat_map(|value| value.to_le_bytes()).collect();
     assert_eq!(finished.blob, bytes);
@@ -117,7 +117,7 @@ fn evaluation_in_blocks_gives_the_bits_of_one_call() {
     let mut kernel = Kernel::new(model(&fixture.job).unwrap(), 1).unwrap();
     let parameters = fixture.parameters(1.0);
     let batch = Batch { features: &held_out.features, labels: &held_out.labels };
-    let Outcome { loss_sum, correct, samples } = kernel.evaluate(&parameters, batch).unwrap();
+    let Outcome { loss_sum, correct, samples } = kernel.evaluate(&parameters, batch, &|| ()).unwrap();
     let expected = EvaluateResult { loss_sum, correct, samples };
     assert_eq!(samples, 4900);
     assert_eq!(finished.kind, task_result::Kind::Evaluate(expected));

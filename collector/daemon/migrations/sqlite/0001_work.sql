@@ -1,4 +1,4 @@
--- What the state machine of work needs after a crash, and the telemetry that is durable.
+-- What the state machine of work needs after a crash.
 CREATE TABLE meta (
     key TEXT PRIMARY KEY NOT NULL,
     value TEXT NOT NULL
@@ -25,9 +25,4 @@ CREATE TABLE accounts (
 CREATE TABLE settled (
     node TEXT PRIMARY KEY NOT NULL,
     sequence INTEGER NOT NULL
-) STRICT;
-
-CREATE TABLE telemetry (
-    key TEXT PRIMARY KEY NOT NULL,
-    value BLOB NOT NULL
 ) STRICT;

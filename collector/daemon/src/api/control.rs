@@ -15,7 +15,7 @@ use wattmill_protocol::{Energy, Hash, InvalidId, JobId, NodeId, Token, v1};
 use wattmill_work::{Event, Failure, Prepared, Renewal, Report, Settlement, ShardResult};
 
 use crate::core::view::state;
-use crate::core::{Command, Handle, OpenRefused, Shard};
+use crate::core::{Command, Handle, OpenRefused, Shard, round_bytes};
 use crate::state::Telemetry;
 
 /// Messages to a node that wait for its connection: more means that it does not read.
@@ -29,14 +29,21 @@ const MIN_WATCH: Duration = Duration::from_millis(100);
 pub(crate) struct Control {
     core: Handle,
     telemetry: Arc<Telemetry>,
+    /// Bytes of results that may wait for their rounds.
+    staged_bytes: u64,
     cancelled: CancellationToken,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Control {
-    pub(crate) fn new(core: Handle, telemetry: Arc<Telemetry>, cancelled: CancellationToken) -> Self {
-        Self { core, telemetry, cancelled }
+    pub(crate) fn new(
+        core: Handle,
+        telemetry: Arc<Telemetry>,
+        staged_bytes: u64,
+        cancelled: CancellationToken,
+    ) -> Self {
+        Self { core, telemetry, staged_bytes, cancelled }
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Status> {
@@ -83,6 +90,7 @@ impl v1::control_server::Control for Control {
             return Err(Status::invalid_argument("idempotency_key: at most 128 bytes"));
         }
         let spec = Job::from_toml(&request.job_toml).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        check_room(&spec, self.staged_bytes).map_err(Status::invalid_argument)?;
         let (spec, key) = (Arc::new(spec), request.idempotency_key);
         let job = self.ask(|reply| Command::Submit { spec, key, reply }).await?;
         Ok(Response::new(v1::SubmitJobReply { job: job.to_string() }))
@@ -200,6 +208,20 @@ fn node_id(text: &str) -> Result<NodeId, Status> {
     text.parse().map_err(|e: InvalidId| Status::invalid_argument(e.to_string()))
 }
 
+/// A round's results wait together: a job of which they never could is refused.
+fn check_room(spec: &Job, staged_bytes: u64) -> Result<(), String> {
+    let needed = round_bytes(spec);
+    if needed <= staged_bytes {
+        return Ok(());
+    }
+    Err(format!(
+        "training.shards_per_round: the results of {} shards of {} parameters are {needed} bytes, this collector \
+         keeps limits.staged_bytes = {staged_bytes} at most: lower the one, or have its operator raise the other",
+        spec.training.shards_per_round,
+        spec.parameters()
+    ))
+}
+
 fn unknown_job(job: &JobId) -> Status {
     Status::not_found(format!("there is no job {job}; `wattmill jobs` lists them"))
 }
@@ -268,7 +290,7 @@ fn command(node: &NodeId, kind: v1::from_node::Kind) -> Result<Command, String> 
 fn renewal(wire: v1::Renewal) -> Renewal {
     Renewal {
         token: Token(wire.token),
-        samples: wire.samples,
+        progress: wire.progress,
         energy: wire.energy.map(Energy::from).unwrap_or_default(),
         power_watts: if wire.power_watts.is_finite() { wire.power_watts.max(0.0) } else { 0.0 },
     }
@@ -330,4 +352,33 @@ fn report(wire: v1::Report) -> Result<(Report, Shard), String> {
         useful_flops: result.useful_flops,
     };
     Ok((report, shard))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_whose_round_cannot_wait_is_refused_with_both_numbers() {
+        let text = r#"
+name = "large"
+[model]
+layers = [{ units = 10, activation = "softmax" }]
+[data]
+uri = "file:///data.csv"
+features = 99
+classes = 10
+[training]
+epochs = 1
+shard_size = 4
+shards_per_round = 5
+optimizer = { name = "sgd", learning_rate = 0.1 }
+"#;
+        let spec = Job::from_toml(text).unwrap();
+        assert_eq!(check_room(&spec, 20_000), Ok(()));
+        let refused = check_room(&spec, 19_999).unwrap_err();
+        for words in ["5 shards of 1000 parameters are 20000 bytes", "limits.staged_bytes = 19999"] {
+            assert!(refused.contains(words), "{refused}");
+        }
+    }
 }

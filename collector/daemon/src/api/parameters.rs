@@ -62,7 +62,7 @@ impl v1::parameters_server::Parameters for Parameters {
             return Err(Status::failed_precondition(format!("lease {token} is not live")));
         }
         let bytes = gather(&mut chunks, header.size).await?;
-        self.blobs.stage(token, hash, bytes).map_err(|e| status(&e))?;
+        self.blobs.stage(hash, bytes, token).map_err(|e| status(&e))?;
         Ok(Response::new(v1::StoreReply {}))
     }
 }

@@ -30,12 +30,6 @@ impl Core {
         }
     }
 
-    /// A node that lost its lease, or died, after it stored a result never reports it.
-    pub(super) fn drop_unreported(&self) {
-        let live = self.work.leases().map(|(_, lease)| lease.token).collect();
-        self.blobs.drop_unreported(&live, &self.work.blobs_in_use());
-    }
-
     fn tell(&mut self, node: &NodeId, message: Message) {
         let mut traceparent = String::new();
         match &message {
@@ -50,6 +44,7 @@ impl Core {
     }
 
     fn refresh_live(&self) {
+        self.blobs.keep_staged(&self.work.tokens().collect());
         let tokens = self.work.leases().map(|(_, lease)| lease.token).collect();
         *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = tokens;
     }
@@ -84,6 +79,7 @@ impl Core {
     }
 
     fn ended(&mut self, job: &JobId) {
+        self.traces.ended(job);
         self.profiles.forget(job);
         self.energy_at_end.insert(job.clone(), self.cluster_energy());
         let Some(record) = self.work.job(job) else { return };

@@ -36,6 +36,7 @@ use crate::store::{Sqlite, StoreError};
 
 pub(crate) use command::{Command, OpenRefused, Shard};
 use literal::Literal;
+pub(crate) use planner::round_bytes;
 use sessions::Sessions;
 pub(crate) use traces::Traces;
 use view::View;
@@ -167,21 +168,24 @@ impl Core {
                 () = cancelled.cancelled() => break,
                 _ = ticks.tick() => {
                     ticked = true;
-                    self.pass_time();
-                    self.ticks += 1;
                 }
                 command = self.commands.recv() => match command {
                     Some(command) => self.take(command),
                     None => break,
                 },
             }
-            for _ in 1..BATCH {
+            // Before time passes, all is heard that nodes said by now: this loop may have been held up by the store,
+            // and no lease runs out for that.
+            for _ in 1..if ticked { COMMANDS } else { BATCH } {
                 let Ok(command) = self.commands.try_recv() else { break };
                 self.take(command);
             }
+            if ticked {
+                self.pass_time();
+                self.ticks += 1;
+            }
             if ticked && self.ticks.is_multiple_of(TICKS_PER_PLAN) {
                 self.replan();
-                self.drop_unreported();
             }
             self.grant();
             self.commit(&cancelled).await?;
@@ -191,10 +195,11 @@ impl Core {
             }
             self.sessions.answer();
         }
+        let committed = self.commit(&cancelled).await;
         let traces = &mut self.traces;
         // Sending the last spans blocks.
         tokio::task::block_in_place(|| traces.stop());
-        self.commit(&cancelled).await
+        committed
     }
 
     fn now(&self) -> Now {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use wattmill_protocol::job::NumericsPolicy;
-use wattmill_protocol::{JobId, NodeId};
+use wattmill_protocol::NodeId;
+use wattmill_protocol::job::{Job, NumericsPolicy};
 use wattmill_scheduler::{
-    Assignment, JobQueue, JobSnapshot, NodeLoad, NodeSnapshot, Policy, Snapshot, assign, plan,
+    Assignment, JobQueue, JobSnapshot, NodeLoad, NodeSnapshot, Pending, Policy, Snapshot, assign, plan,
 };
-use wattmill_work::{Event, ShardState};
+use wattmill_work::{Event, JobRecord, Round, ShardState, Task};
 
 use super::Core;
 
@@ -44,11 +44,12 @@ impl Core {
             NodeSnapshot {
                 id: id.clone(),
                 numerics: capability.numerics.clone(),
+                excluded: (capability.slots == 0).then(|| "it has no worker".to_owned()),
                 fresh: figures.is_some_and(|f| f.fresh),
                 rates: rates.collect(),
             }
         };
-        let job = |job: &&wattmill_work::JobRecord| JobSnapshot {
+        let job = |job: &&JobRecord| JobSnapshot {
             id: job.id.clone(),
             numerics: job.numerics.clone().filter(|_| job.spec.training.numerics == NumericsPolicy::Pinned),
         };
@@ -79,17 +80,22 @@ impl Core {
     }
 
     fn queues(&self) -> Vec<JobQueue> {
-        let pending = |job: &JobId| -> Vec<u32> {
-            let shards = self.work.round(job).map(|r| r.shards.as_slice()).unwrap_or_default();
+        let pending = |shards: &[wattmill_work::Shard]| -> Vec<Pending> {
             let waits = |(i, s): (usize, &wattmill_work::Shard)| {
-                (s.state == ShardState::Pending).then_some(u32::try_from(i).unwrap_or(u32::MAX))
+                let shard = u32::try_from(i).unwrap_or(u32::MAX);
+                (s.state == ShardState::Pending).then(|| Pending { shard, avoid: s.avoid.clone() })
             };
             shards.iter().enumerate().filter_map(waits).collect()
         };
-        self.work
-            .jobs()
-            .filter(|job| !job.phase.ended())
-            .map(|job| JobQueue { job: job.id.clone(), pending: pending(&job.id) })
+        let running = self.work.jobs().filter_map(|job| Some((job, self.work.round(&job.id)?)));
+        let mut rounds: Vec<_> = running.collect();
+        rounds.sort_by_key(|(job, _)| (job.submitted_unix_ms, &job.id));
+        let needs: Vec<Need> = rounds.iter().map(|(job, round)| Need::of(job, round)).collect();
+        rounds
+            .into_iter()
+            .zip(admitted(&needs, self.blobs.staged_limit()))
+            .filter(|(_, admitted)| *admitted)
+            .map(|((job, round), _)| JobQueue { job: job.id.clone(), pending: pending(&round.shards) })
             .filter(|queue| !queue.pending.is_empty())
             .collect()
     }
@@ -105,5 +111,78 @@ impl Core {
             slots: capability.slots,
         };
         self.work.connected().map(load).collect()
+    }
+}
+
+/// Room that a round's results take while they wait for each other.
+#[derive(Clone, Copy, Debug)]
+struct Need {
+    bytes: u64,
+    /// Some of its shards are given out, or here.
+    begun: bool,
+}
+
+impl Need {
+    fn of(job: &JobRecord, round: &Round) -> Self {
+        let blobs = round.shards.iter().filter(|shard| !matches!(shard.task, Task::Evaluate { .. })).count();
+        let begun = round
+            .shards
+            .iter()
+            .any(|shard| matches!(shard.state, ShardState::Leased(_) | ShardState::Received { .. }));
+        Self { bytes: result_bytes(&job.spec).saturating_mul(blobs as u64), begun }
+    }
+}
+
+/// Bytes of one shard's result: an `f32` for each parameter.
+fn result_bytes(spec: &Job) -> u64 {
+    spec.parameters().saturating_mul(4)
+}
+
+/// Most bytes of one round's results.
+pub(crate) fn round_bytes(spec: &Job) -> u64 {
+    result_bytes(spec).saturating_mul(u64::from(spec.training.shards_per_round))
+}
+
+/// Which rounds may be given out, oldest job first: those that are begun, and those for whose results there is
+/// room beside theirs. Two rounds that were half done in a memory that holds one would wait for each other for
+/// ever. A round that waits for room holds up those behind it, or it might never get any.
+fn admitted(rounds: &[Need], limit: u64) -> Vec<bool> {
+    let begun = rounds.iter().filter(|round| round.begun).map(|round| round.bytes);
+    let mut taken = begun.fold(0u64, u64::saturating_add);
+    let mut held_up = false;
+    let admit = |round: &Need| {
+        if round.begun {
+            return true;
+        }
+        let after = taken.saturating_add(round.bytes);
+        // Alone it may always try: no job is larger than the limit but where that was lowered since.
+        held_up |= taken > 0 && after > limit;
+        if !held_up {
+            taken = after;
+        }
+        !held_up
+    };
+    rounds.iter().map(admit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_begin_as_far_as_there_is_room_for_their_results() {
+        let begun = |bytes| Need { bytes, begun: true };
+        let waits = |bytes| Need { bytes, begun: false };
+        let table: [(&[Need], &[bool]); 6] = [
+            (&[waits(4), waits(6)], &[true, true]),
+            (&[waits(4), waits(7)], &[true, false]),
+            (&[waits(7), begun(4)], &[false, true]),
+            (&[begun(4), waits(7), waits(1)], &[true, false, false]),
+            (&[waits(11)], &[true]),
+            (&[begun(8), begun(8)], &[true, true]),
+        ];
+        for (rounds, expected) in table {
+            assert_eq!(admitted(rounds, 10), expected, "{rounds:?}");
+        }
     }
 }

@@ -110,11 +110,15 @@ impl Core {
                 "a text of the hello has over {MAX_TEXT} bytes or control characters"
             )));
         }
-        if hello.machine_id.is_empty() || hello.name.is_empty() || hello.numerics.is_empty() {
-            return Err(malformed("name, machine_id and numerics must not be empty".to_owned()));
+        if hello.machine_id.is_empty() || hello.name.is_empty() {
+            return Err(malformed("name and machine_id must not be empty".to_owned()));
         }
-        if !(1..=MAX_SLOTS).contains(&hello.slots) || hello.held.len() > MAX_SLOTS as usize * 2 {
-            return Err(malformed(format!("slots must be from 1 to {MAX_SLOTS}")));
+        // A node without a worker meters and takes no work; how it computes is then not known.
+        if hello.slots > 0 && hello.numerics.is_empty() {
+            return Err(malformed("numerics must not be empty where there are slots".to_owned()));
+        }
+        if hello.slots > MAX_SLOTS || hello.held.len() > MAX_SLOTS as usize * 2 {
+            return Err(malformed(format!("slots must be {MAX_SLOTS} at most")));
         }
         self.check_host(&node, hello)?;
         let held = hello.held.iter().map(held_lease).collect::<Result<_, _>>()?;

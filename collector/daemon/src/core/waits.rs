@@ -43,11 +43,18 @@ fn no_node(work: &Work, job: &JobRecord) -> Option<String> {
     if !idle || round.shards.iter().all(|s| s.state != ShardState::Pending) {
         return None;
     }
-    let nodes: Vec<_> = work.connected().collect();
+    let mut nodes: Vec<_> = work.connected().collect();
     if nodes.is_empty() {
         let next =
             "start wattmill-agent on one with `collector` set; `wattmill nodes` lists those that are known";
         return Some(format!("waits for a node: none is connected; {next}"));
+    }
+    nodes.retain(|(_, capability)| capability.slots > 0);
+    if nodes.is_empty() {
+        let next = "`wattmill-agent check` on one says why";
+        return Some(format!(
+            "waits for a node that trains: those that are connected have no worker; {next}"
+        ));
     }
     let eligible: Vec<_> = nodes.iter().filter(|(_, c)| work.eligible(job, &c.numerics)).collect();
     if eligible.is_empty() {

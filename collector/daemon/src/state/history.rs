@@ -3,6 +3,7 @@
 //! Invariant: a slot without telemetry has no point. It is absent, never zero.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use wattmill_protocol::NodeId;
 use wattmill_scheduler::efficiency;
@@ -25,6 +26,7 @@ pub(crate) struct HistoryPoint {
 }
 
 /// Sums of a step over nodes.
+#[derive(Debug)]
 struct Step {
     watts: Option<f64>,
     flops: f64,
@@ -32,14 +34,24 @@ struct Step {
     nodes: u32,
 }
 
+/// A history that is gathered a node at a time.
+#[derive(Debug)]
+pub(super) struct History {
+    slots: Range<u64>,
+    /// The precision that idle nodes are measured at.
+    dominant: Box<str>,
+    steps: BTreeMap<u64, Step>,
+}
+
 impl State {
-    /// See [`Telemetry::history`](super::Telemetry::history).
-    pub(crate) fn history(
+    /// Begins the history of steps that begin at `from` or later and before `to`, of one node or of all;
+    /// with the nodes to add.
+    pub(super) fn begin_history(
         &self,
         node: Option<&NodeId>,
         from_unix_seconds: i64,
         to_unix_seconds: i64,
-    ) -> Vec<HistoryPoint> {
+    ) -> (History, Vec<NodeId>) {
         let nodes: Vec<&Node> = match node {
             Some(id) => self.nodes.get(id).into_iter().collect(),
             None => self.nodes.values().collect(),
@@ -48,18 +60,28 @@ impl State {
         let oldest = slot_of(newest).saturating_sub(RING_SLOTS);
         let first = u64::try_from(from_unix_seconds).unwrap_or(0).div_ceil(SLOT_SECONDS).max(oldest);
         let end = u64::try_from(to_unix_seconds).unwrap_or(0).div_ceil(SLOT_SECONDS);
-        let end = end.min(slot_of(newest) + 1);
+        let slots = first..end.min(slot_of(newest) + 1);
+        let history = History { slots, dominant: self.dominant_precision().into(), steps: BTreeMap::new() };
+        (history, nodes.into_iter().map(|node| node.id.clone()).collect())
+    }
 
-        let mut steps = BTreeMap::new();
-        let dominant = self.dominant_precision();
-        for node in nodes {
-            add_node(&mut steps, node, node.peak_flops(dominant), first..end);
+    /// Adds a node to a history; one that is gone meanwhile adds nothing.
+    pub(super) fn add_history(&self, history: &mut History, id: &NodeId) {
+        if let Some(node) = self.nodes.get(id) {
+            let peak = node.peak_flops(&history.dominant);
+            add_node(&mut history.steps, node, peak, history.slots.clone());
         }
-        steps.into_iter().map(|(slot, step)| step.point(slot)).collect()
     }
 }
 
-fn add_node(steps: &mut BTreeMap<u64, Step>, node: &Node, peak: Option<f64>, slots: std::ops::Range<u64>) {
+impl History {
+    /// A point for each step with telemetry, in order.
+    pub(super) fn points(self) -> Vec<HistoryPoint> {
+        self.steps.into_iter().map(|(slot, step)| step.point(slot)).collect()
+    }
+}
+
+fn add_node(steps: &mut BTreeMap<u64, Step>, node: &Node, peak: Option<f64>, slots: Range<u64>) {
     for number in slots {
         let Some(slot) = node.ring.slot(number).filter(|slot| slot.seconds > 0.0) else { continue };
         let none = Step { watts: None, flops: 0.0, peak_flop_seconds: Some(0.0), nodes: 0 };

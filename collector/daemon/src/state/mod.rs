@@ -37,7 +37,7 @@ use wattmill_protocol::NodeId;
 pub(crate) use counts::{Counts, Reason};
 pub(crate) use frame::{NANOS_PER_SECOND, NodeFrame, Sample, Value};
 pub(crate) use history::HistoryPoint;
-pub(crate) use persist::{Checkpoint, PersistError, Record};
+pub(crate) use persist::{Checkpoint, Damaged, PersistError, Record};
 pub(crate) use rollup::{NodeRollup, Rollup, points};
 pub(crate) use sd::{SD_CONTENT_TYPE, Target, service_discovery};
 pub(crate) use telemetry::Telemetry;

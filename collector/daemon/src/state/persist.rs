@@ -21,13 +21,14 @@ use wattmill_protocol::NodeId;
 
 use super::State;
 use super::hosts::Hosts;
+use super::nodes::Node;
 use super::ring::{CHUNK_SLOTS, CHUNKS, Chunk};
 use super::stored::StoredNode;
 
 /// Version of the records. A program reads its own and the one before, once there is one.
 const VERSION: u8 = 1;
 
-/// Bytes before the content: version and CRC-32.
+/// Bytes before the content, in every version: version, and CRC-32 of version and content.
 const HEADER_BYTES: usize = 5;
 
 /// Bytes of a chunk's content: the hour and three columns.
@@ -37,13 +38,15 @@ const CHUNK_BYTES: usize = 8 + 3 * 4 * CHUNK_SLOTS;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PersistError {
     /// It ends early, or its CRC is not that of its content.
-    #[error("telemetry record {key:?} is damaged; restore the store from a backup or delete its telemetry")]
+    #[error("telemetry record {key:?} is damaged")]
     Damaged {
         /// Which.
         key: String,
     },
     /// It was written by another version.
-    #[error("telemetry record {key:?} has version {version}, this program reads {VERSION}")]
+    #[error(
+        "telemetry record {key:?} has version {version}, this program reads {VERSION}; run the version that wrote it"
+    )]
     Version {
         /// Which.
         key: String,
@@ -67,6 +70,15 @@ pub(crate) struct Record {
     pub(crate) key: String,
     /// Its value, replaced as a whole.
     pub(crate) value: Vec<u8>,
+}
+
+/// A record that cannot be read back, and why.
+#[derive(Debug)]
+pub(crate) struct Damaged {
+    /// As it was found.
+    pub(crate) record: Record,
+    /// What is wrong with it.
+    pub(crate) error: PersistError,
 }
 
 /// What changed, for one transaction.
@@ -102,37 +114,57 @@ impl State {
         changes
     }
 
-    /// The state of all records of a store, in any order.
+    /// The state of all records of a store, in any order, and those that cannot be read: a node that has
+    /// lost its record is a new one, and an hour that is lost is a gap.
     ///
     /// # Errors
-    /// When one of them cannot be read.
-    pub(super) fn from_records(records: impl IntoIterator<Item = Record>) -> Result<Self, PersistError> {
+    /// When a record is of a version that this program does not know: it must not write over it.
+    pub(super) fn from_records(
+        records: impl IntoIterator<Item = Record>,
+    ) -> Result<(Self, Vec<Damaged>), PersistError> {
         let mut state = Self::default();
-        let mut chunks = Vec::new();
+        let (mut chunks, mut damaged) = (Vec::new(), Vec::new());
         for record in records {
-            let content = open(&record)?;
-            let error = |what| PersistError::Content { key: record.key.clone(), what };
-            let mut parts = record.key.split('/');
-            let (kind, id) = (parts.next(), parts.next().and_then(|id| id.parse::<NodeId>().ok()));
-            match (kind, id) {
-                (Some("node"), Some(id)) => {
-                    let stored = StoredNode::decode(content).map_err(|_| error("no node"))?;
-                    let node = stored.node(id.clone()).ok_or_else(|| error("an unknown source"))?;
-                    state.nodes.insert(id, node);
+            match decode(&record) {
+                Ok(Content::Node(node)) => {
+                    state.nodes.insert(node.id.clone(), *node);
                 }
-                (Some("ring"), Some(id)) => {
-                    chunks.push((id, decode_chunk(content).ok_or_else(|| error("no hour of a ring"))?));
-                }
-                _ => return Err(error("something under a key that names no node")),
+                Ok(Content::Chunk(id, chunk)) => chunks.push((id, chunk)),
+                Err(error @ PersistError::Version { .. }) => return Err(error),
+                Err(error) => damaged.push(Damaged { record, error }),
             }
         }
         for (id, chunk) in chunks {
             if let Some(node) = state.nodes.get_mut(&id) {
-                node.ring.restore(chunk);
+                node.ring.restore(*chunk);
             }
         }
         state.hosts = Hosts::of(&state.nodes);
-        Ok(state)
+        Ok((state, damaged))
+    }
+}
+
+/// What a record holds.
+enum Content {
+    Node(Box<Node>),
+    Chunk(NodeId, Box<Chunk>),
+}
+
+fn decode(record: &Record) -> Result<Content, PersistError> {
+    let content = open(record)?;
+    let error = |what| PersistError::Content { key: record.key.clone(), what };
+    let mut parts = record.key.split('/');
+    let (kind, id) = (parts.next(), parts.next().and_then(|id| id.parse::<NodeId>().ok()));
+    match (kind, id) {
+        (Some("node"), Some(id)) => {
+            let stored = StoredNode::decode(content).map_err(|_| error("no node"))?;
+            Ok(Content::Node(Box::new(stored.node(id).ok_or_else(|| error("an unknown source"))?)))
+        }
+        (Some("ring"), Some(id)) => {
+            let chunk = decode_chunk(content).ok_or_else(|| error("no hour of a ring"))?;
+            Ok(Content::Chunk(id, Box::new(chunk)))
+        }
+        _ => Err(error("something under a key that names no node")),
     }
 }
 
@@ -152,7 +184,7 @@ impl Changes {
 fn seal(key: String, content: &[u8]) -> Record {
     let mut value = Vec::with_capacity(HEADER_BYTES + content.len());
     value.push(VERSION);
-    value.extend_from_slice(&crc32fast::hash(content).to_le_bytes());
+    value.extend_from_slice(&crc(VERSION, content).to_le_bytes());
     value.extend_from_slice(content);
     Record { key, value }
 }
@@ -160,14 +192,21 @@ fn seal(key: String, content: &[u8]) -> Record {
 fn open(record: &Record) -> Result<&[u8], PersistError> {
     let damaged = || PersistError::Damaged { key: record.key.clone() };
     let (header, content) = record.value.split_at_checked(HEADER_BYTES).ok_or_else(damaged)?;
-    let (version, crc) = header.split_at(1);
-    if version != [VERSION] {
-        return Err(PersistError::Version { key: record.key.clone(), version: version[0] });
-    }
-    if crc != crc32fast::hash(content).to_le_bytes() {
+    let (version, stored) = header.split_first().ok_or_else(damaged)?;
+    if stored != crc(*version, content).to_le_bytes() {
         return Err(damaged());
     }
+    if *version != VERSION {
+        return Err(PersistError::Version { key: record.key.clone(), version: *version });
+    }
     Ok(content)
+}
+
+fn crc(version: u8, content: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[version]);
+    hasher.update(content);
+    hasher.finalize()
 }
 
 fn encode_chunk(chunk: &Chunk) -> Vec<u8> {

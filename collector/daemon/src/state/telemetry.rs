@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use wattmill_protocol::NodeId;
 
-use super::{Checkpoint, Counts, HistoryPoint, NodeFrame, PersistError, Record, Rollup, State};
+use super::{Checkpoint, Counts, Damaged, HistoryPoint, NodeFrame, PersistError, Record, Rollup, State};
 
 /// The cluster's telemetry, shared by ingest, the core loop and the API.
 #[derive(Debug, Default)]
@@ -22,12 +22,15 @@ impl Telemetry {
         Self::default()
     }
 
-    /// The telemetry of a checkpoint's records, in any order.
+    /// The telemetry of a checkpoint's records, in any order, and the records that cannot be read.
     ///
     /// # Errors
-    /// When a record is damaged or of a version that this program does not know.
-    pub(crate) fn restore(records: impl IntoIterator<Item = Record>) -> Result<Self, PersistError> {
-        Ok(Self { state: Mutex::new(State::from_records(records)?) })
+    /// When a record is of a version that this program does not know.
+    pub(crate) fn restore(
+        records: impl IntoIterator<Item = Record>,
+    ) -> Result<(Self, Vec<Damaged>), PersistError> {
+        let (state, damaged) = State::from_records(records)?;
+        Ok((Self { state: Mutex::new(state) }, damaged))
     }
 
     /// Takes a push in: its frames, the position that it has in its node's spool, and what decoding
@@ -87,7 +90,12 @@ impl Telemetry {
         from_unix_seconds: i64,
         to_unix_seconds: i64,
     ) -> Vec<HistoryPoint> {
-        self.lock().history(node, from_unix_seconds, to_unix_seconds)
+        let (mut history, nodes) = self.lock().begin_history(node, from_unix_seconds, to_unix_seconds);
+        // The lock is taken anew for each node: a day of thousands of them takes long.
+        for node in &nodes {
+            self.lock().add_history(&mut history, node);
+        }
+        history.points()
     }
 
     /// What was taken in and what was not since the collector started.

@@ -13,8 +13,6 @@ use wattmill_protocol::Token;
 use wattmill_work::store::Store;
 use wattmill_work::{Stored, Write};
 
-use crate::state::Record;
-
 /// A store that cannot be used, or that refused a transaction.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -77,21 +75,7 @@ pub(crate) struct Sqlite {
 impl Sqlite {
     /// Opens or creates the database at `path` and brings its schema up to date.
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .connect_with(options)
-            .await
-            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
-        migrations()
-            .run(&pool)
-            .await
-            .map_err(|source| StoreError::Migrate { path: path.to_owned(), source })?;
-        Ok(Self { pool })
+        Ok(Self { pool: open(path, migrations()).await? })
     }
 
     /// Looks into the database at `path` without making or changing anything.
@@ -136,27 +120,6 @@ impl Sqlite {
             .await?;
         let row = sqlx::query("SELECT value FROM meta WHERE key = 'cluster'").fetch_one(&self.pool).await?;
         Ok(row.try_get(0)?)
-    }
-
-    /// Durable telemetry, for [`Telemetry::restore`](crate::state::Telemetry::restore).
-    pub(crate) async fn telemetry(&self) -> Result<Vec<Record>, StoreError> {
-        let rows = sqlx::query("SELECT key, value FROM telemetry").fetch_all(&self.pool).await?;
-        rows.iter().map(|row| Ok(Record { key: row.try_get(0)?, value: row.try_get(1)? })).collect()
-    }
-
-    /// Replaces records of telemetry, all or none.
-    pub(crate) async fn put_telemetry(&self, records: &[Record]) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin().await?;
-        for record in records {
-            sqlx::query(
-                "INSERT INTO telemetry VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            )
-            .bind(&record.key)
-            .bind(&record.value)
-            .execute(&mut *transaction)
-            .await?;
-        }
-        Ok(transaction.commit().await?)
     }
 
     /// A second handle to the same database.
@@ -218,6 +181,22 @@ impl Store for Sqlite {
                 .collect::<Result<_, StoreError>>()?,
         })
     }
+}
+
+/// Opens or creates a database file and brings its schema up to date.
+pub(super) async fn open(path: &Path, migrations: Migrator) -> Result<SqlitePool, StoreError> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full);
+    let pool = SqlitePoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await
+        .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+    migrations.run(&pool).await.map_err(|source| StoreError::Migrate { path: path.to_owned(), source })?;
+    Ok(pool)
 }
 
 /// The schema's history. A version that is in the database and not here was written by a newer Wattmill.

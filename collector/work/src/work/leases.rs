@@ -6,7 +6,7 @@ use wattmill_protocol::{JobId, NodeId, Token};
 
 use super::Work;
 use crate::Now;
-use crate::event::{Message, Renewal};
+use crate::event::{Failure, Message, Renewal};
 use crate::record::{AccountOutcome, WasteReason};
 use crate::round::{Lease, Shard, ShardState};
 use crate::step::Step;
@@ -22,8 +22,8 @@ impl Work {
                 }
             });
             let Some(lease) = lease else { continue };
-            if renewal.samples > lease.samples {
-                lease.samples = renewal.samples;
+            if renewal.progress > lease.progress {
+                lease.progress = renewal.progress;
                 lease.deadline_ms = deadline_ms;
             }
             self.accounts.progress(renewal.token, renewal.energy, renewal.power_watts, now);
@@ -77,11 +77,28 @@ impl Work {
 
     pub(super) fn new_lease(&self, token: Token, node: &NodeId, now: Now) -> Lease {
         let deadline_ms = now.monotonic_ms + self.settings.lease_ms;
-        Lease { token, node: node.clone(), deadline_ms, samples: 0 }
+        Lease { token, node: node.clone(), deadline_ms, progress: 0 }
     }
 
     pub(super) fn shard_mut(&mut self, job: &JobId, shard: u32) -> Option<&mut Shard> {
         self.running.get_mut(job)?.round.as_mut()?.shards.get_mut(shard as usize)
+    }
+
+    /// Leases that made no progress for too long are failures of their attempts.
+    pub(super) fn run_out(&mut self, now: Now, out: &mut Step) {
+        let expired = |(_, lease): &(&JobId, &Lease)| now.monotonic_ms >= lease.deadline_ms;
+        let expired: Vec<(JobId, Lease)> =
+            self.leases().filter(expired).map(|(job, lease)| (job.clone(), lease.clone())).collect();
+        for (job, lease) in expired {
+            let round = self.running.get_mut(&job).and_then(|running| running.round.as_mut());
+            let Some((shard, _)) = round.and_then(|round| round.leased(lease.token)) else { continue };
+            let message = format!(
+                "the lease ran out: node {} made no progress for {} ms",
+                lease.node, self.settings.lease_ms
+            );
+            let failure = Failure { bad_input: false, message };
+            self.attempt_failed(&job, shard, lease.token, (WasteReason::LeaseExpired, &failure), now, out);
+        }
     }
 
     /// Takes live leases away: their shards wait again, their joules are waste.
@@ -99,6 +116,9 @@ impl Work {
                     && which(lease)
                 {
                     lost.push((id.clone(), lease.clone()));
+                    if matches!(reason, WasteReason::Failed | WasteReason::LeaseExpired) {
+                        shard.avoid = Some(lease.node.clone());
+                    }
                     shard.state = ShardState::Pending;
                 }
             }

@@ -147,7 +147,7 @@ impl Work {
             .collect();
         self.sessions.retain(|node, _| !lost.contains(node));
         self.lose(WasteReason::NodeLost, now, out, |l| lost.contains(&l.node));
-        self.lose(WasteReason::LeaseExpired, now, out, |l| now.monotonic_ms >= l.deadline_ms);
+        self.run_out(now, out);
         let jobs: Vec<JobId> = self.running.keys().cloned().collect();
         for job in jobs {
             self.finish_when_settled(&job, now, out);

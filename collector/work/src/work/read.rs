@@ -53,6 +53,11 @@ impl Work {
         })
     }
 
+    /// Tokens of leases that are live or whose results are here.
+    pub fn tokens(&self) -> impl Iterator<Item = Token> {
+        self.running.values().filter_map(|r| r.round.as_ref()).flat_map(Round::tokens)
+    }
+
     /// Whether new leases may be given: shortly after a restart nodes first say what they hold.
     pub fn may_grant(&self, now: Now) -> bool {
         now.monotonic_ms >= self.recovering_until_ms

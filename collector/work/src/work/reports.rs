@@ -51,21 +51,21 @@ impl Work {
             Ok(_) => Failure { bad_input: false, message: "the result does not fit the task".to_owned() },
             Err(failure) => failure,
         };
-        self.attempt_failed(&job, shard, token, &failure, now, out);
+        self.attempt_failed(&job, shard, token, (WasteReason::Failed, &failure), now, out);
         ReportOutcome::Failed
     }
 
-    fn attempt_failed(
+    pub(super) fn attempt_failed(
         &mut self,
         job: &JobId,
         shard: u32,
         token: Token,
-        failure: &Failure,
+        (reason, failure): (WasteReason, &Failure),
         now: Now,
         out: &mut Step,
     ) {
         let max_failures = self.settings.max_failures;
-        self.lose(WasteReason::Failed, now, out, |l| l.token == token);
+        self.lose(reason, now, out, |l| l.token == token);
         let Some(state) = self.shard_mut(job, shard) else { return };
         state.failures += 1;
         state.error = Some(failure.message.clone());

@@ -8,7 +8,7 @@ use super::Work;
 use crate::Now;
 use crate::event::{Capability, HeldLease, MAX_UNSETTLED, Message};
 use crate::record::{AccountOutcome, WasteReason};
-use crate::round::{Round, ShardState};
+use crate::round::ShardState;
 use crate::step::Step;
 
 #[derive(Debug)]
@@ -61,8 +61,7 @@ impl Work {
         for lease in held {
             self.take_up(node, lease, now, out);
         }
-        let counts: BTreeSet<Token> =
-            self.running.values().filter_map(|r| r.round.as_ref()).flat_map(Round::tokens).collect();
+        let counts: BTreeSet<Token> = self.tokens().collect();
         for token in self.accounts.orphans(node, self.generation) {
             if !kept.contains(&token) && !counts.contains(&token) {
                 let outcome = AccountOutcome::Wasted(WasteReason::CollectorRestarted);

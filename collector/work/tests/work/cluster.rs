@@ -217,8 +217,8 @@ impl Cluster {
         self.apply(Event::Reduced { job: self.job.clone(), round, reduction })
     }
 
-    pub(crate) fn renew(&mut self, n: u8, token: Token, samples: u64, energy: Energy, power_watts: f64) {
-        let renewals = vec![Renewal { token, samples, energy, power_watts }];
+    pub(crate) fn renew(&mut self, n: u8, token: Token, progress: u64, energy: Energy, power_watts: f64) {
+        let renewals = vec![Renewal { token, progress, energy, power_watts }];
         self.apply(Event::Renewed { node: node(n), renewals });
     }
 

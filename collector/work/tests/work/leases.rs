@@ -77,7 +77,35 @@ fn a_lease_runs_out_unless_it_makes_progress() {
     assert!(matches!(cluster.state(1), ShardState::Leased(_)));
     cluster.renew(1, moving, 1, Energy::ZERO, 0.0);
     cluster.wait(20_000);
-    assert_eq!(cluster.state(1), &ShardState::Pending, "the same sample twice is no progress");
+    assert_eq!(cluster.state(1), &ShardState::Pending, "the same count twice is no progress");
+}
+
+/// A shard that hangs wherever it is given must not go round for ever: it ends in quarantine, with a reason.
+#[test]
+fn leases_that_run_out_count_as_failures() {
+    let mut cluster = Cluster::prepared();
+    for n in [1, 2, 1] {
+        cluster.grant(0, n);
+        cluster.wait(cluster.settings.lease_ms);
+        let shard = &cluster.work.round(&cluster.job).unwrap().shards[0];
+        assert_eq!(shard.avoid, Some(node(n)), "another node is tried next");
+    }
+    assert_eq!(cluster.state(0), &ShardState::Quarantined);
+    let job = cluster.work.job(&cluster.job).unwrap();
+    assert_eq!(job.requeues[&WasteReason::LeaseExpired], 3);
+    let reason = job.reason.as_deref().unwrap();
+    assert!(reason.contains("shard 0 is quarantined after 3 failures: the lease ran out"), "{reason}");
+    assert!(reason.contains(&format!("node {} made no progress for 30000 ms", node(1))), "{reason}");
+}
+
+/// A node that has no worker keeps its session and takes nothing.
+#[test]
+fn a_node_without_slots_is_given_nothing() {
+    let mut cluster = Cluster::prepared();
+    let capability = wattmill_work::Capability { numerics: String::new(), slots: 0 };
+    let (node, held) = (node(3), Vec::new());
+    cluster.apply(Event::Opened { node, session: 99, capability, held });
+    assert_eq!(cluster.try_grant(0, 3), None);
 }
 
 #[test]

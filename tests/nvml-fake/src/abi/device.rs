@@ -4,15 +4,12 @@ use std::ffi::{c_char, c_uint};
 
 use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlDeviceArchitecture_t, nvmlPciInfo_t, nvmlReturn_t};
 
-use super::{code, driver, gpu_figures, handle, on_gpu, out, slot};
+use super::{code, driver, gpu_figures, handle, on_device, out};
 use crate::machine::Machine;
 use crate::machine::config::PciAddress;
 use crate::machine::error::NvmlError;
 use crate::machine::gpu::Gpu;
-
-/// PCI device and vendor of an H100 SXM, and its subsystem.
-const PCI_DEVICE_ID: c_uint = 0x2330_10de;
-const PCI_SUBSYSTEM_ID: c_uint = 0x16c1_10de;
+use crate::machine::handle::Target;
 
 /// Number of GPUs on the bus.
 ///
@@ -28,21 +25,21 @@ pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvmlReturn
     )
 }
 
-/// Finds a GPU on behalf of `function` and writes its handle.
+/// Finds a device on behalf of `function` and writes its handle.
 ///
 /// # Safety
 /// `device` is null or valid for a write.
 unsafe fn write_handle(
     function: &'static str,
     device: *mut nvmlDevice_t,
-    find: impl FnOnce(&Machine) -> Result<usize, NvmlError>,
+    find: impl FnOnce(&Machine) -> Result<Target, NvmlError>,
 ) -> nvmlReturn_t {
-    let slot = driver::call(function, |machine, _| {
-        let slot = find(machine)?;
-        machine.gpu(slot, function).map(|_| slot)
+    let found = driver::call(function, |machine, now_ns| {
+        let number = machine.handle(find(machine)?);
+        machine.enter(number, function, now_ns).map(|target| handle(machine, target))
     });
     // SAFETY: the caller's promise about the pointer.
-    code(slot.and_then(|slot| unsafe { out::write(device, handle(slot)) }))
+    code(found.and_then(|found| unsafe { out::write(device, found) }))
 }
 
 /// Handle of a GPU by its NVML index, which shifts when a GPU is gone.
@@ -54,12 +51,15 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
     index: c_uint,
     device: *mut nvmlDevice_t,
 ) -> nvmlReturn_t {
-    let find = |machine: &Machine| machine.present().nth(index as usize).ok_or(NvmlError::InvalidArgument);
+    let find = |machine: &Machine| {
+        let slot = machine.present().nth(index as usize);
+        slot.map(Target::gpu).ok_or(NvmlError::InvalidArgument)
+    };
     // SAFETY: the caller's promise about the pointer.
     unsafe { write_handle("nvmlDeviceGetHandleByIndex_v2", device, find) }
 }
 
-/// Handle of a GPU by UUID.
+/// Handle of a GPU or a MIG device by UUID.
 ///
 /// # Safety
 /// `uuid` is null or a NUL-terminated string; `device` is null or valid for a write.
@@ -70,7 +70,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
 ) -> nvmlReturn_t {
     // SAFETY: the caller's promise about the string.
     let uuid = unsafe { out::read_text(uuid) };
-    let find = |machine: &Machine| uuid.and_then(|uuid| machine.find(|gpu| gpu.uuid == uuid));
+    let find = |machine: &Machine| machine.find_uuid(&uuid?);
     // SAFETY: the caller's promise about the pointer.
     unsafe { write_handle("nvmlDeviceGetHandleByUUID", device, find) }
 }
@@ -88,7 +88,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(
     let bus_id = unsafe { out::read_text(bus_id) };
     let find = |machine: &Machine| {
         let address = PciAddress::parse(&bus_id?).ok_or(NvmlError::InvalidArgument)?;
-        machine.find(|gpu| gpu.pci == address)
+        machine.find(|gpu| gpu.pci == address).map(Target::gpu)
     };
     // SAFETY: the caller's promise about the pointer.
     unsafe { write_handle("nvmlDeviceGetHandleByPciBusId_v2", device, find) }
@@ -104,7 +104,11 @@ pub unsafe extern "C" fn nvmlDeviceGetUUID(
     uuid: *mut c_char,
     length: c_uint,
 ) -> nvmlReturn_t {
-    let text = on_gpu("nvmlDeviceGetUUID", device, |gpu, _| Ok(gpu.uuid.clone()));
+    const NAME: &str = "nvmlDeviceGetUUID";
+    let text = on_device(NAME, device, |machine, target, _| {
+        let gpu = machine.gpu(target.slot, NAME)?;
+        target.mig.map_or_else(|| Ok(gpu.uuid.clone()), |place| gpu.mig_uuid(place))
+    });
     // SAFETY: the caller's promise about the buffer.
     code(text.and_then(|text| unsafe { out::write_text(uuid, length, &text) }))
 }
@@ -119,22 +123,25 @@ pub unsafe extern "C" fn nvmlDeviceGetName(
     name: *mut c_char,
     length: c_uint,
 ) -> nvmlReturn_t {
-    let text = on_gpu("nvmlDeviceGetName", device, |gpu, _| Ok(gpu.config.name.clone()));
+    const NAME: &str = "nvmlDeviceGetName";
+    let text = on_device(NAME, device, |machine, target, _| {
+        let gpu = machine.gpu(target.slot, NAME)?;
+        target.mig.map_or_else(|| Ok(gpu.config.name.clone()), |place| gpu.mig_name(place))
+    });
     // SAFETY: the caller's promise about the buffer.
     code(text.and_then(|text| unsafe { out::write_text(name, length, &text) }))
 }
 
-/// NVML index: the number of counted GPUs before this one.
+/// NVML index: the number of counted GPUs before this one, or a MIG device's place on its GPU.
 ///
 /// # Safety
 /// `index` is null or valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetIndex(device: nvmlDevice_t, index: *mut c_uint) -> nvmlReturn_t {
     const NAME: &str = "nvmlDeviceGetIndex";
-    let place = driver::call(NAME, |machine, _| {
-        let slot = slot(device)?;
-        machine.gpu(slot, NAME)?;
-        machine.present().position(|other| other == slot).ok_or(NvmlError::NotFound)
+    let place = on_device(NAME, device, |machine, target, _| {
+        let counted = || machine.present().position(|other| other == target.slot);
+        target.mig.or_else(counted).ok_or(NvmlError::NotFound)
     });
     // SAFETY: the caller's promise about the pointer.
     code(place.and_then(|place| unsafe { out::write(index, c_uint::try_from(place).unwrap_or(c_uint::MAX)) }))
@@ -146,7 +153,8 @@ pub unsafe extern "C" fn nvmlDeviceGetIndex(device: nvmlDevice_t, index: *mut c_
 /// `minor` is null or valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetMinorNumber(device: nvmlDevice_t, minor: *mut c_uint) -> nvmlReturn_t {
-    let place = on_gpu("nvmlDeviceGetMinorNumber", device, |_, _| slot(device));
+    const NAME: &str = "nvmlDeviceGetMinorNumber";
+    let place = on_device(NAME, device, |_, target, _| super::whole(target));
     // SAFETY: the caller's promise about the pointer.
     code(place.and_then(|place| unsafe { out::write(minor, c_uint::try_from(place).unwrap_or(c_uint::MAX)) }))
 }
@@ -158,8 +166,8 @@ gpu_figures! {
         domain: gpu.pci.domain,
         bus: gpu.pci.bus,
         device: gpu.pci.device,
-        pciDeviceId: PCI_DEVICE_ID,
-        pciSubSystemId: PCI_SUBSYSTEM_ID,
+        pciDeviceId: gpu.config.pci_device_id,
+        pciSubSystemId: gpu.config.pci_subsystem_id,
         busId: out::text_array(&gpu.pci.bus_id()),
     });
     /// Architecture number.

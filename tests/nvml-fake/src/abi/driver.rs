@@ -1,10 +1,12 @@
 //! The one driver of the process: the machine behind a lock, its clock, and what waits for a change.
 
+use std::process;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::limits_file::LimitsFile;
 use crate::machine::Machine;
 use crate::machine::command::{Answer, Command};
 use crate::machine::config::ClockKind;
@@ -21,8 +23,28 @@ static CHANGED: Condvar = Condvar::new();
 struct Driver {
     machine: Machine,
     clock: Clock,
+    /// Where processes share power limits.
+    limits: Option<LimitsFile>,
     /// From the fake's clock to the wall clock, in nanoseconds: 0 where a test owns time.
     wall_offset_ns: u64,
+}
+
+impl Driver {
+    /// Does something to the machine, between taking over what other processes set and letting them know.
+    fn with_shared_limits<T>(
+        &mut self,
+        now_ns: u64,
+        body: impl FnOnce(&mut Machine) -> T,
+    ) -> Result<T, String> {
+        if let Some(limits) = &mut self.limits {
+            limits.adopt(&mut self.machine, now_ns)?;
+        }
+        let result = body(&mut self.machine);
+        if let Some(limits) = &mut self.limits {
+            limits.publish(&self.machine)?;
+        }
+        Ok(result)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,10 +84,7 @@ pub(super) fn init(function: &'static str) -> Result<(), NvmlError> {
         *guard = Some(driver);
     }
     drop(guard);
-    let_in(function, |machine, _| {
-        machine.init();
-        Ok(())
-    })
+    let_in(function, |machine, _| machine.init())
 }
 
 fn load() -> Result<Driver, String> {
@@ -82,11 +101,12 @@ fn load() -> Result<Driver, String> {
         }
         ClockKind::Manual => 0,
     };
+    let limits = config.limits_file.clone().map(LimitsFile::new);
     let machine = Machine::new(config, clock.now_ns())?;
     if let Some(path) = socket {
         server::start(&path)?;
     }
-    Ok(Driver { machine, clock, wall_offset_ns })
+    Ok(Driver { machine, clock, limits, wall_offset_ns })
 }
 
 /// A call of `function` of an initialised library: blocks while the function hangs, then fails or goes on.
@@ -105,7 +125,12 @@ fn let_in<T>(
     body: impl FnOnce(&mut Machine, u64) -> Result<T, NvmlError>,
 ) -> Result<T, NvmlError> {
     let mut guard = lock();
-    guard.as_mut().ok_or(NvmlError::Uninitialized)?.machine.begin(function);
+    let machine = &mut guard.as_mut().ok_or(NvmlError::Uninitialized)?.machine;
+    machine.begin(function);
+    if machine.is_crashing(function) {
+        eprintln!("nvml-fake: {function} crashes, as it was told to");
+        process::abort();
+    }
     if is_hung(&guard, function) {
         set_waiting(&mut guard, function, true);
         while is_hung(&guard, function) {
@@ -115,7 +140,11 @@ fn let_in<T>(
     }
     let driver = guard.as_mut().ok_or(NvmlError::Uninitialized)?;
     driver.machine.check(function)?;
-    body(&mut driver.machine, driver.clock.now_ns())
+    let now_ns = driver.clock.now_ns();
+    driver.with_shared_limits(now_ns, |machine| body(machine, now_ns)).map_err(|message| {
+        eprintln!("nvml-fake: {message}");
+        NvmlError::Unknown
+    })?
 }
 
 fn is_hung(driver: &Option<Driver>, function: &str) -> bool {
@@ -162,17 +191,20 @@ pub(super) fn wait<T>(
     outcome
 }
 
-/// Carries a command out and wakes whoever waits for it.
+/// Carries a command out. Whoever waits for it sleeps until [`wake`].
 pub(crate) fn apply(command: Command) -> Answer {
     let mut guard = lock();
     let Some(driver) = guard.as_mut() else { return Answer::Error("no driver is loaded".to_owned()) };
     if let (Command::Advance { nanoseconds }, Clock::Manual(now_ns)) = (&command, &mut driver.clock) {
         *now_ns = now_ns.saturating_add(*nanoseconds);
     }
-    let answer = driver.machine.apply(command, driver.clock.now_ns());
-    drop(guard);
+    let now_ns = driver.clock.now_ns();
+    driver.with_shared_limits(now_ns, |machine| machine.apply(command, now_ns)).unwrap_or_else(Answer::Error)
+}
+
+/// Wakes whoever waits for a command. After its answer is sent: the process may end of what wakes.
+pub(crate) fn wake() {
     CHANGED.notify_all();
-    answer
 }
 
 /// The wall clock at an instant of the fake's clock, in microseconds since 1970 (since the start of a manual

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t, nvmlReturn_t};
 
-use super::{code, driver, gpu_figures, handle, out, slot};
+use super::{code, driver, gpu_figures, handle, on_device, out, whole};
 use crate::machine::SUPPORTED_EVENTS;
 use crate::machine::error::NvmlError;
 use crate::machine::gpu::Gpu;
+use crate::machine::handle::Target;
 
 gpu_figures! {
     /// Bitmask of the events that can be registered: Xid and double-bit ECC.
@@ -37,11 +38,35 @@ pub extern "C" fn nvmlDeviceRegisterEvents(
     set: nvmlEventSet_t,
 ) -> nvmlReturn_t {
     const NAME: &str = "nvmlDeviceRegisterEvents";
-    code(driver::call(NAME, |machine, _| {
-        let slot = slot(device)?;
-        machine.gpu(slot, NAME)?;
-        machine.events.register(set.addr(), slot, kinds)
+    code(on_device(NAME, device, |machine, target, _| {
+        machine.events.register(set.addr(), whole(target)?, kinds)
     }))
+}
+
+/// Waits for an event on behalf of `function`.
+///
+/// # Safety
+/// `data` is null or valid for a write.
+pub(super) unsafe fn wait(
+    function: &'static str,
+    set: nvmlEventSet_t,
+    data: *mut nvmlEventData_t,
+    timeout_ms: c_uint,
+) -> nvmlReturn_t {
+    let set = set.addr();
+    let timeout = Duration::from_millis(u64::from(timeout_ms));
+    let filled = driver::wait(function, timeout, |machine| {
+        let event = machine.next_event(set, function)?;
+        Ok(event.map(|event| nvmlEventData_t {
+            device: handle(machine, Target::gpu(event.slot)),
+            eventType: event.kind,
+            eventData: event.data,
+            gpuInstanceId: c_uint::MAX,
+            computeInstanceId: c_uint::MAX,
+        }))
+    });
+    // SAFETY: the caller's promise about the pointer.
+    code(filled.and_then(|filled| unsafe { out::write(data, filled) }))
 }
 
 /// Waits for an event for at most `timeout_ms`. A lost GPU in the set is an error at once.
@@ -54,19 +79,8 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
     data: *mut nvmlEventData_t,
     timeout_ms: c_uint,
 ) -> nvmlReturn_t {
-    const NAME: &str = "nvmlEventSetWait_v2";
-    let set = set.addr();
-    let timeout = Duration::from_millis(u64::from(timeout_ms));
-    let event = driver::wait(NAME, timeout, |machine| machine.next_event(set, NAME));
-    let filled = event.map(|event| nvmlEventData_t {
-        device: handle(event.slot),
-        eventType: event.kind,
-        eventData: event.data,
-        gpuInstanceId: c_uint::MAX,
-        computeInstanceId: c_uint::MAX,
-    });
     // SAFETY: the caller's promise about the pointer.
-    code(filled.and_then(|filled| unsafe { out::write(data, filled) }))
+    unsafe { wait("nvmlEventSetWait_v2", set, data, timeout_ms) }
 }
 
 /// Frees a set.

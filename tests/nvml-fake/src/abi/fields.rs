@@ -8,9 +8,12 @@ use nvml_wrapper_sys::bindings::{
     nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG as UNSIGNED_LONG_LONG,
 };
 
-use super::{code, driver, slot};
+use super::{code, driver, on_device, whole};
 use crate::machine::error::NvmlError;
-use crate::machine::fields::{FieldValue, read};
+use crate::machine::fields::{FieldValue, read, typed};
+use crate::machine::{FixedField, Machine};
+
+const NAME: &str = "nvmlDeviceGetFieldValues";
 
 /// Fields that one call may ask for: more is a bug of the caller.
 const MAX_FIELDS: usize = 1024;
@@ -25,12 +28,10 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
     count: c_int,
     values: *mut nvmlFieldValue_t,
 ) -> nvmlReturn_t {
-    const NAME: &str = "nvmlDeviceGetFieldValues";
     let length = usize::try_from(count).ok().filter(|length| (1..=MAX_FIELDS).contains(length));
-    let answers = driver::call(NAME, |machine, now_ns| {
+    let answers = on_device(NAME, device, |machine, target, now_ns| {
         let length = length.filter(|_| !values.is_null()).ok_or(NvmlError::InvalidArgument)?;
-        let gpu = machine.gpu(slot(device)?, NAME)?;
-        let version = &machine.config().driver_version;
+        let slot = whole(target)?;
         let mut answers = Vec::with_capacity(length);
         for index in 0..length {
             // SAFETY: `values` is not null, hence valid for `count` elements by the caller's promise.
@@ -38,7 +39,7 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
                 let asked = values.add(index);
                 ((*asked).fieldId, (*asked).scopeId)
             };
-            answers.push((field, scope, read(gpu, version, field, scope, now_ns)));
+            answers.push((field, scope, answer(machine, slot, field, scope, now_ns)));
         }
         Ok((now_ns, answers))
     });
@@ -50,6 +51,24 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
             unsafe { values.add(index).write(filled) };
         }
     }))
+}
+
+/// A field of a GPU, unless a test fixed it.
+fn answer(
+    machine: &Machine,
+    slot: usize,
+    field: u32,
+    scope: u32,
+    now_ns: u64,
+) -> Result<FieldValue, NvmlError> {
+    match machine.fixed_field(slot, field) {
+        Some(FixedField::Value(value)) => Ok(typed(field, value)),
+        Some(FixedField::Error(error)) => Err(error),
+        None => {
+            let gpu = machine.gpu(slot, NAME)?;
+            read(gpu, &machine.config().driver_version, field, scope, now_ns)
+        }
+    }
 }
 
 fn fill(

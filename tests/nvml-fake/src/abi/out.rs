@@ -2,7 +2,63 @@
 
 use std::ffi::{CStr, c_char, c_uint};
 
+use nvml_wrapper_sys::bindings::{nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t, nvmlUtilization_t};
+
 use crate::machine::error::NvmlError;
+
+/// What a driver writes where it has no value: the same number in every place.
+pub(super) trait Blank {
+    /// The structure full of `value`; 32-bit numbers take its low half.
+    fn blank(value: u64) -> Self;
+}
+
+impl Blank for u32 {
+    fn blank(value: u64) -> u32 {
+        value as u32
+    }
+}
+
+impl Blank for u64 {
+    fn blank(value: u64) -> u64 {
+        value
+    }
+}
+
+impl Blank for nvmlUtilization_t {
+    fn blank(value: u64) -> nvmlUtilization_t {
+        nvmlUtilization_t { gpu: value as c_uint, memory: value as c_uint }
+    }
+}
+
+impl Blank for nvmlMemory_t {
+    fn blank(value: u64) -> nvmlMemory_t {
+        nvmlMemory_t { total: value, free: value, used: value }
+    }
+}
+
+impl Blank for nvmlMemory_v2_t {
+    fn blank(value: u64) -> nvmlMemory_v2_t {
+        nvmlMemory_v2_t { version: MEMORY_V2, total: value, reserved: value, free: value, used: value }
+    }
+}
+
+impl Blank for nvmlPciInfo_t {
+    fn blank(value: u64) -> nvmlPciInfo_t {
+        let number = value as c_uint;
+        nvmlPciInfo_t {
+            busIdLegacy: text_array(""),
+            domain: number,
+            bus: number,
+            device: number,
+            pciDeviceId: number,
+            pciSubSystemId: number,
+            busId: text_array(""),
+        }
+    }
+}
+
+/// `NVML_STRUCT_VERSION(Memory, 2)`.
+pub(super) const MEMORY_V2: c_uint = size_of::<nvmlMemory_v2_t>() as c_uint | (2 << 24);
 
 /// Writes one value.
 ///

@@ -6,7 +6,7 @@ use nvml_wrapper_sys::bindings::{
     nvmlDevice_t, nvmlProcessInfo_t, nvmlProcessUtilizationSample_t, nvmlReturn_t,
 };
 
-use super::{code, driver, on_gpu, out};
+use super::{code, driver, on_device, on_gpu, out};
 use crate::machine::command::Process;
 use crate::machine::error::NvmlError;
 use crate::machine::gpu::Gpu;
@@ -16,14 +16,33 @@ const MEMORY_UNKNOWN: c_ulonglong = c_ulonglong::MAX;
 /// No MIG instance.
 const NO_INSTANCE: c_uint = c_uint::MAX;
 
-fn infos(gpu: &Gpu, graphics: bool) -> Vec<nvmlProcessInfo_t> {
-    let info = |process: &Process| nvmlProcessInfo_t {
+/// Processes of a kind on a device. Those of a GPU's MIG devices together are for root alone.
+pub(super) fn infos(
+    function: &'static str,
+    device: nvmlDevice_t,
+    graphics: bool,
+) -> Result<Vec<nvmlProcessInfo_t>, NvmlError> {
+    on_device(function, device, |machine, target, _| {
+        let gpu = machine.gpu(target.slot, function)?;
+        if gpu.config.mig && target.mig.is_none() {
+            machine.check_root()?;
+        }
+        let is_meant = |process: &&Process| {
+            process.graphics == graphics && (target.mig.is_none() || process.mig_device == target.mig)
+        };
+        Ok(gpu.processes.iter().filter(is_meant).map(|process| info(gpu, process)).collect())
+    })
+}
+
+fn info(gpu: &Gpu, process: &Process) -> nvmlProcessInfo_t {
+    let place = process.mig_device.and_then(|place| gpu.mig_instances(place).ok());
+    let (gpu_instance, compute_instance) = place.unwrap_or((NO_INSTANCE, NO_INSTANCE));
+    nvmlProcessInfo_t {
         pid: process.pid,
         usedGpuMemory: process.memory_bytes.unwrap_or(MEMORY_UNKNOWN),
-        gpuInstanceId: NO_INSTANCE,
-        computeInstanceId: NO_INSTANCE,
-    };
-    gpu.processes.iter().filter(|process| process.graphics == graphics).map(info).collect()
+        gpuInstanceId: gpu_instance,
+        computeInstanceId: compute_instance,
+    }
 }
 
 /// Compute processes.
@@ -36,8 +55,7 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     count: *mut c_uint,
     infos: *mut nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
-    let found =
-        on_gpu("nvmlDeviceGetComputeRunningProcesses_v3", device, |gpu, _| Ok(self::infos(gpu, false)));
+    let found = self::infos("nvmlDeviceGetComputeRunningProcesses_v3", device, false);
     // SAFETY: the caller's promise about the pointers.
     code(found.and_then(|found| unsafe { out::write_array(count, infos, &found) }))
 }
@@ -52,8 +70,7 @@ pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
     count: *mut c_uint,
     infos: *mut nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
-    let found =
-        on_gpu("nvmlDeviceGetGraphicsRunningProcesses_v3", device, |gpu, _| Ok(self::infos(gpu, true)));
+    let found = self::infos("nvmlDeviceGetGraphicsRunningProcesses_v3", device, true);
     // SAFETY: the caller's promise about the pointers.
     code(found.and_then(|found| unsafe { out::write_array(count, infos, &found) }))
 }

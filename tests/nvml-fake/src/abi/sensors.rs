@@ -1,32 +1,23 @@
-//! Energy, power, utilisation, memory, temperature and clocks.
+//! Energy, power, utilisation, temperature and clocks.
 
 use std::ffi::{c_uint, c_ulonglong};
-use std::ptr;
 
 use nvml_wrapper_sys::bindings::{
     nvmlClockType_enum_NVML_CLOCK_MEM as CLOCK_MEMORY, nvmlClockType_enum_NVML_CLOCK_VIDEO as CLOCK_VIDEO,
-    nvmlClockType_t, nvmlDevice_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlReturn_t,
+    nvmlClockType_t, nvmlDevice_t, nvmlReturn_t,
     nvmlTemperatureSensors_enum_NVML_TEMPERATURE_GPU as SENSOR_GPU, nvmlTemperatureSensors_t,
     nvmlUtilization_t,
 };
 
-use super::{code, gpu_figures, on_gpu, out};
+use super::{code, figure, gpu_figures, out};
 use crate::machine::command::ThrottleReason;
 use crate::machine::error::NvmlError;
 use crate::machine::gpu::Gpu;
 
-/// Temperature at no and at full power, in °C.
-const TEMPERATURE_CELSIUS: (f64, f64) = (30.0, 75.0);
-/// SM clock at no and at full power, and the memory clock, in MHz: those of an H100 SXM.
-const SM_CLOCK_MHZ: (f64, f64) = (345.0, 1_980.0);
-const MEMORY_CLOCK_MHZ: c_uint = 2_619;
-
 /// Event reasons: bits of `nvmlDeviceGetCurrentClocksEventReasons`.
 const REASON_IDLE: c_ulonglong = 0x1;
 const REASON_POWER_CAP: c_ulonglong = 0x4;
-
-/// `NVML_STRUCT_VERSION(Memory, 2)`.
-const MEMORY_V2: c_uint = size_of::<nvmlMemory_v2_t>() as c_uint | (2 << 24);
+const SUPPORTED_REASONS: c_ulonglong = 0xff & !0x2;
 
 fn between((low, high): (f64, f64), share: f64) -> c_uint {
     (low + (high - low) * share).round() as c_uint
@@ -41,6 +32,10 @@ fn reason_bit(reason: ThrottleReason) -> c_ulonglong {
     }
 }
 
+/// `HwSlowdown`, which is set beside either of its causes.
+const HW_SLOWDOWN: c_ulonglong = 0x8;
+const HW_SLOWDOWN_CAUSES: c_ulonglong = 0x40 | 0x80;
+
 fn reasons(gpu: &Gpu, now_ns: u64) -> c_ulonglong {
     let raised = [
         ThrottleReason::SyncBoost,
@@ -48,7 +43,11 @@ fn reasons(gpu: &Gpu, now_ns: u64) -> c_ulonglong {
         ThrottleReason::HwThermal,
         ThrottleReason::HwPowerBrake,
     ];
-    let mut bits = raised.into_iter().filter(|reason| gpu.is_throttled(*reason)).map(reason_bit).sum();
+    let mut bits: c_ulonglong =
+        raised.into_iter().filter(|reason| gpu.is_throttled(*reason)).map(reason_bit).sum();
+    if bits & HW_SLOWDOWN_CAUSES != 0 {
+        bits |= HW_SLOWDOWN;
+    }
     if gpu.is_power_capped(now_ns) {
         bits |= REASON_POWER_CAP;
     }
@@ -67,41 +66,14 @@ gpu_figures! {
     nvmlDeviceGetUtilizationRates(utilization: nvmlUtilization_t) = |gpu, now_ns| {
         gpu.utilization(now_ns).map(|(gpu, memory)| nvmlUtilization_t { gpu, memory })
     };
-    /// Memory in bytes; reserved memory counts as used.
-    nvmlDeviceGetMemoryInfo(memory: nvmlMemory_t) = |gpu, _| {
-        let (total, used) = (gpu.config.memory_bytes, gpu.used_bytes() + gpu.config.memory_reserved_bytes);
-        Ok(nvmlMemory_t { total, free: total.saturating_sub(used), used })
-    };
     /// Bitmask of what holds clocks down.
     nvmlDeviceGetCurrentClocksThrottleReasons(bits: c_ulonglong) = |gpu, now_ns| Ok(reasons(gpu, now_ns));
+    /// The reasons that can be.
+    nvmlDeviceGetSupportedClocksEventReasons(bits: c_ulonglong) = |_, _| Ok(SUPPORTED_REASONS);
+    /// The older name of [`nvmlDeviceGetSupportedClocksEventReasons`].
+    nvmlDeviceGetSupportedClocksThrottleReasons(bits: c_ulonglong) = |_, _| Ok(SUPPORTED_REASONS);
     /// The newer name of [`nvmlDeviceGetCurrentClocksThrottleReasons`].
     nvmlDeviceGetCurrentClocksEventReasons(bits: c_ulonglong) = |gpu, now_ns| Ok(reasons(gpu, now_ns));
-}
-
-/// Memory in bytes, the driver's reserve apart. The caller sets `version`.
-///
-/// # Safety
-/// `memory` is null or valid for reads and writes.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
-    device: nvmlDevice_t,
-    memory: *mut nvmlMemory_v2_t,
-) -> nvmlReturn_t {
-    // SAFETY: not null where it is read, hence valid by the caller's promise; the field alone is read because
-    // the caller need not have initialised the others.
-    let version = (!memory.is_null()).then(|| unsafe { ptr::addr_of!((*memory).version).read() });
-    let figures = on_gpu("nvmlDeviceGetMemoryInfo_v2", device, |gpu, _| match version {
-        None => Err(NvmlError::InvalidArgument),
-        Some(MEMORY_V2) => {
-            let (total, reserved) = (gpu.config.memory_bytes, gpu.config.memory_reserved_bytes);
-            let used = gpu.used_bytes();
-            let free = total.saturating_sub(reserved + used);
-            Ok(nvmlMemory_v2_t { version: MEMORY_V2, total, reserved, free, used })
-        }
-        Some(_) => Err(NvmlError::ArgumentVersionMismatch),
-    });
-    // SAFETY: the caller's promise about the pointer.
-    code(figures.and_then(|figures| unsafe { out::write(memory, figures) }))
 }
 
 /// Temperature of the GPU in °C: follows power.
@@ -114,15 +86,15 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperature(
     sensor: nvmlTemperatureSensors_t,
     temperature: *mut c_uint,
 ) -> nvmlReturn_t {
-    let figure = on_gpu("nvmlDeviceGetTemperature", device, |gpu, now_ns| match sensor {
-        SENSOR_GPU => Ok(between(TEMPERATURE_CELSIUS, gpu.load(now_ns))),
+    let figure = figure("nvmlDeviceGetTemperature", device, |gpu, now_ns| match sensor {
+        SENSOR_GPU => Ok(between(gpu.config.celsius, gpu.load(now_ns))),
         _ => Err(NvmlError::InvalidArgument),
     });
     // SAFETY: the caller's promise about the pointer.
     code(figure.and_then(|figure| unsafe { out::write(temperature, figure) }))
 }
 
-/// A clock in MHz: those of the SMs follow power.
+/// A clock in MHz: those of the SMs and of video follow power.
 ///
 /// # Safety
 /// `clock` is null or valid for a write.
@@ -132,11 +104,35 @@ pub unsafe extern "C" fn nvmlDeviceGetClockInfo(
     kind: nvmlClockType_t,
     clock: *mut c_uint,
 ) -> nvmlReturn_t {
-    let figure = on_gpu("nvmlDeviceGetClockInfo", device, |gpu, now_ns| match kind {
-        CLOCK_MEMORY => Ok(MEMORY_CLOCK_MHZ),
-        0..=CLOCK_VIDEO => Ok(between(SM_CLOCK_MHZ, gpu.load(now_ns))),
-        _ => Err(NvmlError::InvalidArgument),
+    let figure = figure("nvmlDeviceGetClockInfo", device, |gpu, now_ns| {
+        let (idle, full) = clocks(gpu, kind)?;
+        Ok(between((f64::from(idle), f64::from(full)), gpu.load(now_ns)))
     });
     // SAFETY: the caller's promise about the pointer.
     code(figure.and_then(|figure| unsafe { out::write(clock, figure) }))
+}
+
+/// The largest clock, in MHz.
+///
+/// # Safety
+/// `clock` is null or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMaxClockInfo(
+    device: nvmlDevice_t,
+    kind: nvmlClockType_t,
+    clock: *mut c_uint,
+) -> nvmlReturn_t {
+    let figure = figure("nvmlDeviceGetMaxClockInfo", device, |gpu, _| Ok(clocks(gpu, kind)?.1));
+    // SAFETY: the caller's promise about the pointer.
+    code(figure.and_then(|figure| unsafe { out::write(clock, figure) }))
+}
+
+/// A clock at no and at full power, in MHz.
+fn clocks(gpu: &Gpu, kind: nvmlClockType_t) -> Result<(u32, u32), NvmlError> {
+    match kind {
+        CLOCK_MEMORY => Ok((gpu.config.memory_clock_mhz, gpu.config.memory_clock_mhz)),
+        CLOCK_VIDEO => Ok(gpu.config.video_clock_mhz),
+        0..CLOCK_VIDEO => Ok(gpu.config.sm_clock_mhz),
+        _ => Err(NvmlError::InvalidArgument),
+    }
 }

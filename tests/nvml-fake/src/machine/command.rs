@@ -1,11 +1,12 @@
-//! What a test can ask of a running fake, one JSON object a line, and the answers.
-
-use std::collections::BTreeMap;
+//! What a test can ask of a running fake, one JSON object a line.
 
 use serde::{Deserialize, Serialize};
 
+use super::config::MigConfig;
 use super::error::NvmlError;
 use super::waveform::Waveform;
+
+pub use super::answer::{Answer, CallCount, Truth};
 
 /// A GPU by its UUID or by its place in the configuration. That place never shifts, unlike an NVML index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +55,7 @@ pub enum ThrottleReason {
 }
 
 /// A process on a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
     /// Process id.
@@ -71,6 +72,9 @@ pub struct Process {
     /// Whether it is a graphics process instead of a compute one.
     #[serde(default)]
     pub graphics: bool,
+    /// The MIG device that it runs on: its place in the configuration's list.
+    #[serde(default)]
+    pub mig_device: Option<usize>,
 }
 
 /// A request.
@@ -109,7 +113,12 @@ pub enum Command {
         #[serde(default)]
         restart_counters: bool,
     },
-    /// Counters restart, power limits go back to their defaults. Handles stay valid.
+    /// The driver's module is unloaded: every call answers `DRIVER_NOT_LOADED`. Users, handles and event sets
+    /// are gone, and so are power limits.
+    UnloadDriver,
+    /// It is loaded again: counters restart, and calls answer `UNINITIALIZED` until `nvmlInit`.
+    LoadDriver,
+    /// Both at once, between two calls of the program.
     ReloadDriver,
     /// An Xid event.
     Xid {
@@ -120,6 +129,40 @@ pub enum Command {
         /// New value of field 230 (recovery action), when given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         recovery_action: Option<u32>,
+    },
+    /// Memory errors.
+    Ecc {
+        /// Which GPU.
+        gpu: GpuRef,
+        /// Single-bit errors more.
+        #[serde(default)]
+        corrected: u64,
+        /// Double-bit errors more; they raise one double-bit ECC event.
+        #[serde(default)]
+        uncorrected: u64,
+    },
+    /// Somebody else, as a board controller, holds power at or below this.
+    Cap {
+        /// Which GPU.
+        gpu: GpuRef,
+        /// Most power, in watts; none ends it.
+        #[serde(default)]
+        watts: Option<f64>,
+    },
+    /// Whether callers count as root from now on.
+    Root {
+        /// Whether they do.
+        allowed: bool,
+    },
+    /// MIG from now on. No counter restarts.
+    Mig {
+        /// Which GPU.
+        gpu: GpuRef,
+        /// Whether it is on.
+        enabled: bool,
+        /// The MIG devices.
+        #[serde(default)]
+        devices: Vec<MigConfig>,
     },
     /// Calls of a function block until `unhang`.
     Hang {
@@ -137,6 +180,46 @@ pub enum Command {
         /// Name of the function.
         function: String,
         /// The error; none ends it.
+        error: Option<NvmlError>,
+    },
+    /// A function fails on one GPU.
+    FailGpu {
+        /// Which GPU.
+        gpu: GpuRef,
+        /// Name of the function.
+        function: String,
+        /// The error; none ends it.
+        error: Option<NvmlError>,
+        /// For so many calls; until told otherwise when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        times: Option<u32>,
+    },
+    /// The next call of a function aborts the process.
+    Crash {
+        /// Name of the function.
+        function: String,
+    },
+    /// A function answers with a value that is none, such as `u64::MAX`, in every number that it writes; 32-bit
+    /// numbers take the low half.
+    Blank {
+        /// Which GPU.
+        gpu: GpuRef,
+        /// Name of the function.
+        function: String,
+        /// The value; none ends it.
+        value: Option<u64>,
+    },
+    /// One field of `nvmlDeviceGetFieldValues` is fixed to a value or an error; neither ends it.
+    Field {
+        /// Which GPU.
+        gpu: GpuRef,
+        /// The field.
+        field: u32,
+        /// Its value, in the field's own type.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<u64>,
+        /// Its return code.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<NvmlError>,
     },
     /// The processes on a GPU.
@@ -180,43 +263,11 @@ pub enum Command {
     },
     /// How often each function was called, and how many calls are blocked in it.
     Calls,
-}
-
-/// The truth about a GPU.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Truth {
-    /// UUID.
-    pub uuid: String,
-    /// Energy since the first initialisation, in microjoules (rounded down).
-    pub energy_microjoules: u64,
-    /// The instant, in nanoseconds of the fake's clock (`CLOCK_MONOTONIC` unless manual).
-    pub at_monotonic_ns: u64,
-    /// Power at that instant, in watts.
-    pub power_watts: f64,
-}
-
-/// Calls of one function.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CallCount {
-    /// Calls that began.
-    pub begun: u64,
-    /// Calls that are blocked by a hang, or in an event wait.
-    pub waiting: u64,
-}
-
-/// An answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Answer {
-    /// Done, at this instant.
-    Done {
-        /// Nanoseconds of the fake's clock.
-        at_monotonic_ns: u64,
+    /// The truth about a GPU at the instant of a function's newest answer about it.
+    LastRead {
+        /// Which GPU.
+        gpu: GpuRef,
+        /// Name of the function.
+        function: String,
     },
-    /// To `truth`: one entry for each GPU, lost ones too, in the order of the configuration.
-    Gpus(Vec<Truth>),
-    /// To `calls`: by function.
-    Calls(BTreeMap<String, CallCount>),
-    /// The request was refused; nothing changed.
-    Error(String),
 }

@@ -13,15 +13,17 @@ pub enum FieldValue {
     U64(u64),
 }
 
-const TOTAL_ENERGY: u32 = 83;
 const POWER_POLICY_NS: u32 = 74;
 const SYNC_BOOST_NS: u32 = 76;
+const TOTAL_ENERGY: u32 = 83;
 const POWER_AVERAGE: u32 = 185;
 const POWER_INSTANT: u32 = 186;
 const POWER_MIN_LIMIT: u32 = 187;
 const POWER_MAX_LIMIT: u32 = 188;
 const POWER_DEFAULT_LIMIT: u32 = 189;
 const POWER_CURRENT_LIMIT: u32 = 190;
+const ENERGY: u32 = 191;
+const POWER_REQUESTED_LIMIT: u32 = 192;
 const PCIE_TRANSMIT_BYTES: u32 = 197;
 const PCIE_RECEIVE_BYTES: u32 = 198;
 const RECOVERY_ACTION: u32 = 230;
@@ -49,16 +51,17 @@ pub fn read(
     scope: u32,
     now_ns: u64,
 ) -> Result<FieldValue, NvmlError> {
-    let (min, max) = gpu.limit_constraints();
+    if gpu.config.unsupported_fields.contains(&field) {
+        return Err(NvmlError::NotSupported);
+    }
     let config = &gpu.config;
     let value = match field {
-        POWER_AVERAGE => FieldValue::U32(power(gpu, scope, gpu.average_milliwatts(now_ns))?),
-        POWER_INSTANT => FieldValue::U32(power(gpu, scope, gpu.instant_milliwatts(now_ns))?),
-        POWER_MIN_LIMIT => FieldValue::U32(min),
-        POWER_MAX_LIMIT => FieldValue::U32(max),
-        POWER_DEFAULT_LIMIT => FieldValue::U32(gpu.default_limit_milliwatts()),
-        POWER_CURRENT_LIMIT => FieldValue::U32(gpu.limit_milliwatts()),
-        TOTAL_ENERGY => FieldValue::U64(gpu.energy_millijoules(now_ns)?),
+        POWER_AVERAGE => FieldValue::U32(average_power(gpu, scope, now_ns)?),
+        POWER_INSTANT => FieldValue::U32(instant_power(gpu, scope, now_ns)?),
+        POWER_MIN_LIMIT..=POWER_CURRENT_LIMIT | POWER_REQUESTED_LIMIT => {
+            FieldValue::U32(power_limit(gpu, field, scope)?)
+        }
+        TOTAL_ENERGY | ENERGY => FieldValue::U64(gpu.energy_millijoules(now_ns)?),
         POWER_POLICY_NS => FieldValue::U64(gpu.power_capped_ns(now_ns)),
         SYNC_BOOST_NS => FieldValue::U64(gpu.throttled_ns(ThrottleReason::SyncBoost, now_ns)),
         PCIE_TRANSMIT_BYTES => FieldValue::U64(gpu.pcie_bytes(config.pcie_transmit_bytes_per_second, now_ns)),
@@ -77,9 +80,32 @@ pub fn read(
     Ok(value)
 }
 
+/// A value of the type that a field has.
+#[must_use]
+pub fn typed(field: u32, value: u64) -> FieldValue {
+    match field {
+        POWER_AVERAGE..=POWER_CURRENT_LIMIT | POWER_REQUESTED_LIMIT | RECOVERY_ACTION => {
+            FieldValue::U32(value as u32)
+        }
+        _ => FieldValue::U64(value),
+    }
+}
+
+fn average_power(gpu: &Gpu, scope: u32, now_ns: u64) -> Result<u32, NvmlError> {
+    match scope {
+        SCOPE_MEMORY if gpu.config.power_fields => {
+            gpu.config.memory_watts.map(milliwatts).ok_or(NvmlError::NotSupported)
+        }
+        _ => power(gpu, scope, gpu.average_milliwatts(now_ns)),
+    }
+}
+
+fn instant_power(gpu: &Gpu, scope: u32, now_ns: u64) -> Result<u32, NvmlError> {
+    power(gpu, scope, gpu.instant_milliwatts(now_ns))
+}
+
 /// Power of a scope, given that of the GPU, in milliwatts.
 fn power(gpu: &Gpu, scope: u32, gpu_milliwatts: u32) -> Result<u32, NvmlError> {
-    let milliwatts = |watts: f64| (watts * 1e3).round() as u32;
     if !gpu.config.power_fields {
         return Err(NvmlError::NotSupported);
     }
@@ -89,7 +115,25 @@ fn power(gpu: &Gpu, scope: u32, gpu_milliwatts: u32) -> Result<u32, NvmlError> {
             let extra = gpu.config.module_extra_watts.ok_or(NvmlError::NotSupported)?;
             Ok(gpu_milliwatts.saturating_add(milliwatts(extra)))
         }
-        SCOPE_MEMORY => gpu.config.memory_watts.map(milliwatts).ok_or(NvmlError::NotSupported),
+        SCOPE_MEMORY => Err(NvmlError::NotSupported),
         _ => Err(NvmlError::InvalidArgument),
     }
+}
+
+/// A limit of the GPU, in milliwatts. The module has none here.
+fn power_limit(gpu: &Gpu, field: u32, scope: u32) -> Result<u32, NvmlError> {
+    let (min, max) = gpu.limit_constraints();
+    match (scope, field) {
+        (SCOPE_GPU, POWER_MIN_LIMIT) => Ok(min),
+        (SCOPE_GPU, POWER_MAX_LIMIT) => Ok(max),
+        (SCOPE_GPU, POWER_DEFAULT_LIMIT) => Ok(gpu.default_limit_milliwatts()),
+        (SCOPE_GPU, POWER_CURRENT_LIMIT) => Ok(gpu.enforced_milliwatts()),
+        (SCOPE_GPU, POWER_REQUESTED_LIMIT) => Ok(gpu.limit_milliwatts()),
+        (SCOPE_MODULE | SCOPE_MEMORY, _) => Err(NvmlError::NotSupported),
+        _ => Err(NvmlError::InvalidArgument),
+    }
+}
+
+fn milliwatts(watts: f64) -> u32 {
+    (watts * 1e3).round() as u32
 }

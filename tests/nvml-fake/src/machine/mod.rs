@@ -3,39 +3,56 @@
 //! Safe and pure: no clock, no I/O, no FFI. Every method takes `now_ns`, nanoseconds of whichever clock the
 //! caller owns; instants must not go backwards between changes.
 
+pub mod answer;
 pub mod command;
 pub mod config;
+mod control;
 pub mod error;
 mod events;
+mod faults;
 pub mod fields;
+pub mod gpm;
 pub mod gpu;
+pub mod handle;
+mod limiter;
+mod mig;
 pub mod profile;
+mod random;
+mod shape;
 pub mod timeline;
 pub mod waveform;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use events::{Event, EventSets, SUPPORTED_EVENTS};
+pub use faults::FixedField;
 
-use command::{Answer, CallCount, Command, GpuRef, LossMode};
-use config::{ClockKind, Config};
+use command::{CallCount, LossMode};
+use config::{Config, MAX_GPUS};
 use error::NvmlError;
-use gpu::{Gpu, Loss};
-
-/// The Xid of a double-bit ECC error.
-const XID_DOUBLE_BIT_ECC: u64 = 48;
+use faults::Faults;
+use gpm::Samples;
+use gpu::Gpu;
+use handle::Target;
 
 /// All state behind the library.
 #[derive(Debug)]
 pub struct Machine {
     config: Config,
     gpus: Vec<Gpu>,
+    loaded: bool,
+    /// How often the driver was loaded again: handles of before are void.
+    loads: usize,
     initialised: u32,
-    hung: BTreeSet<String>,
-    failing: BTreeMap<String, NvmlError>,
+    root: bool,
+    faults: Faults,
     calls: BTreeMap<&'static str, CallCount>,
+    /// When each function last answered about each GPU.
+    last_reads: BTreeMap<(usize, &'static str), u64>,
     /// Event sets, for the calls that wait on them.
     pub events: EventSets,
+    /// GPM samples.
+    pub samples: Samples,
 }
 
 impl Machine {
@@ -44,6 +61,9 @@ impl Machine {
     /// # Errors
     /// What in the configuration cannot be, in words.
     pub fn new(config: Config, now_ns: u64) -> Result<Machine, String> {
+        if config.gpus.len() > MAX_GPUS {
+            return Err(format!("more than {MAX_GPUS} GPUs"));
+        }
         let gpus: Vec<Gpu> = config
             .gpus
             .iter()
@@ -54,9 +74,19 @@ impl Machine {
         if distinct.len() < gpus.len() {
             return Err("two GPUs have one uuid".to_owned());
         }
-        let failing = config.fail.clone();
-        let (hung, calls, events) = (BTreeSet::new(), BTreeMap::new(), EventSets::default());
-        Ok(Machine { config, gpus, initialised: 0, hung, failing, calls, events })
+        Ok(Machine {
+            gpus,
+            loaded: true,
+            loads: 0,
+            initialised: 0,
+            root: config.root,
+            faults: Faults::new(&config),
+            calls: BTreeMap::new(),
+            last_reads: BTreeMap::new(),
+            events: EventSets::default(),
+            samples: Samples::default(),
+            config,
+        })
     }
 
     /// The configuration.
@@ -66,17 +96,47 @@ impl Machine {
     }
 
     /// One more user. NVML counts them.
-    pub fn init(&mut self) {
+    ///
+    /// # Errors
+    /// The driver is not loaded.
+    pub fn init(&mut self) -> Result<(), NvmlError> {
+        if !self.loaded {
+            return Err(NvmlError::DriverNotLoaded);
+        }
         self.initialised += 1;
+        Ok(())
     }
 
-    /// One user fewer.
+    /// One user fewer. The last one takes event sets and samples along.
     ///
     /// # Errors
     /// There was none.
     pub fn shutdown(&mut self) -> Result<(), NvmlError> {
         self.initialised = self.initialised.checked_sub(1).ok_or(NvmlError::Uninitialized)?;
+        if self.initialised == 0 {
+            (self.events, self.samples) = (EventSets::default(), Samples::default());
+        }
         Ok(())
+    }
+
+    /// Whether there is a driver, and a user.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn check_initialised(&self) -> Result<(), NvmlError> {
+        match (self.loaded, self.initialised) {
+            (false, _) => Err(NvmlError::DriverNotLoaded),
+            (true, 0) => Err(NvmlError::Uninitialized),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the caller is root.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_root(&self) -> Result<(), NvmlError> {
+        if self.root { Ok(()) } else { Err(NvmlError::NoPermission) }
     }
 
     /// Notes that a call begins.
@@ -93,7 +153,13 @@ impl Machine {
     /// Whether calls of `function` block.
     #[must_use]
     pub fn is_hung(&self, function: &str) -> bool {
-        self.hung.contains(function)
+        self.faults.is_hung(function)
+    }
+
+    /// Whether a call of `function` aborts the process.
+    #[must_use]
+    pub fn is_crashing(&self, function: &str) -> bool {
+        self.faults.is_crashing(function)
     }
 
     /// Whether `function` may go on: it was not told to fail.
@@ -101,32 +167,23 @@ impl Machine {
     /// # Errors
     /// The error that it was told to give.
     pub fn check(&self, function: &str) -> Result<(), NvmlError> {
-        self.failing.get(function).map_or(Ok(()), |error| Err(*error))
-    }
-
-    /// Whether there is a user.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn check_initialised(&self) -> Result<(), NvmlError> {
-        if self.initialised == 0 { Err(NvmlError::Uninitialized) } else { Ok(()) }
+        self.faults.check(function)
     }
 
     /// The GPU at a slot of the configuration, for a call of `function` upon it.
     ///
     /// # Errors
-    /// No such slot, or a GPU that is lost to this function.
+    /// No such slot, or a GPU that is lost to this function or does not support it.
     pub fn gpu(&self, slot: usize, function: &str) -> Result<&Gpu, NvmlError> {
         let gpu = self.gpus.get(slot).ok_or(NvmlError::InvalidArgument)?;
         match &gpu.loss {
-            Some(loss)
-                if loss.functions.as_ref().is_none_or(|only| only.iter().any(|name| name == function)) =>
-            {
+            Some(loss) if loss.functions.as_ref().is_none_or(|only| names(only, function)) => {
                 Err(match loss.mode {
                     LossMode::GpuIsLost => NvmlError::GpuIsLost,
                     LossMode::NotFound => NvmlError::NotFound,
                 })
             }
+            _ if names(&gpu.config.unsupported, function) => Err(NvmlError::NotSupported),
             _ => Ok(gpu),
         }
     }
@@ -138,6 +195,39 @@ impl Machine {
     pub fn gpu_mut(&mut self, slot: usize, function: &str) -> Result<&mut Gpu, NvmlError> {
         self.gpu(slot, function)?;
         Ok(&mut self.gpus[slot])
+    }
+
+    /// Begins a call of `function` upon what a handle stands for: afterwards [`Self::gpu`] has the GPU.
+    ///
+    /// # Errors
+    /// As [`Self::gpu`], a handle of another driver load, or the error that a test wants.
+    pub fn enter(&mut self, handle: usize, function: &'static str, now_ns: u64) -> Result<Target, NvmlError> {
+        let target = handle::decode(handle, self.loads)?;
+        self.gpu(target.slot, function)?;
+        self.faults.check_gpu(target.slot, function)?;
+        if let Some(place) = target.mig {
+            self.gpus[target.slot].mig_device(place).map_err(|_| NvmlError::InvalidArgument)?;
+        }
+        self.last_reads.insert((target.slot, function), now_ns);
+        Ok(target)
+    }
+
+    /// The value that a function writes instead of its own, where a test wants one.
+    #[must_use]
+    pub fn blank(&self, slot: usize, function: &str) -> Option<u64> {
+        self.faults.blank(slot, function)
+    }
+
+    /// What a field was fixed to.
+    #[must_use]
+    pub fn fixed_field(&self, slot: usize, field: u32) -> Option<FixedField> {
+        self.faults.fixed_field(slot, field)
+    }
+
+    /// The handle of a device, void after the next driver load.
+    #[must_use]
+    pub fn handle(&self, target: Target) -> usize {
+        handle::encode(target, self.loads)
     }
 
     /// Slots of the GPUs that are counted, in the order of their NVML indices.
@@ -153,98 +243,46 @@ impl Machine {
         self.present().find(|slot| is(&self.gpus[*slot])).ok_or(NvmlError::NotFound)
     }
 
-    /// Carries a command out. `Advance` is the business of whoever owns the clock: `now_ns` is then the time
-    /// after it.
-    pub fn apply(&mut self, command: Command, now_ns: u64) -> Answer {
-        match self.carry_out(command, now_ns) {
-            Ok(answer) => answer,
-            Err(message) => Answer::Error(message),
+    /// The counted GPU, or MIG device of one, with a UUID.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find_uuid(&self, uuid: &str) -> Result<Target, NvmlError> {
+        if let Ok(slot) = self.find(|gpu| gpu.uuid == uuid) {
+            return Ok(Target::gpu(slot));
         }
+        let migs = self.present().flat_map(|slot| {
+            let gpu = &self.gpus[slot];
+            let places = 0..gpu.mig_devices().map_or(0, <[_]>::len);
+            places
+                .filter(|place| gpu.mig_uuid(*place).is_ok_and(|found| found == uuid))
+                .map(move |place| (slot, place))
+        });
+        let found = { migs }.next().ok_or(NvmlError::NotFound)?;
+        Ok(Target { slot: found.0, mig: Some(found.1) })
     }
 
-    fn carry_out(&mut self, command: Command, now_ns: u64) -> Result<Answer, String> {
-        match command {
-            Command::Truth { at_monotonic_ns } => return self.truth(at_monotonic_ns.unwrap_or(now_ns)),
-            Command::Calls => return Ok(Answer::Calls(self.calls())),
-            Command::SetWaveform { gpu, waveform } => {
-                self.named(&gpu)?.set_waveform(&waveform, now_ns).map_err(|error| error.to_string())?;
-            }
-            Command::Lose { gpu, mode, functions } => self.named(&gpu)?.loss = Some(Loss { mode, functions }),
-            Command::Restore { gpu, restart_counters } => {
-                let gpu = self.named(&gpu)?;
-                gpu.loss = None;
-                if restart_counters {
-                    gpu.restart_counters(now_ns);
-                }
-            }
-            Command::ReloadDriver => self.gpus.iter_mut().for_each(|gpu| gpu.reload(now_ns)),
-            Command::Xid { gpu, xid, recovery_action } => self.xid(&gpu, xid, recovery_action)?,
-            Command::Hang { function } => {
-                self.hung.insert(function);
-            }
-            Command::Unhang { function: Some(function) } => {
-                self.hung.remove(&function);
-            }
-            Command::Unhang { function: None } => self.hung.clear(),
-            Command::Fail { function, error: Some(error) } => {
-                self.failing.insert(function, error);
-            }
-            Command::Fail { function, error: None } => {
-                self.failing.remove(&function);
-            }
-            Command::Processes { gpu, processes } => self.named(&gpu)?.processes = processes,
-            Command::Utilization { gpu, gpu_percent, memory_percent } => {
-                let gpu = self.named(&gpu)?;
-                (gpu.gpu_percent, gpu.memory_percent) = (gpu_percent, memory_percent);
-            }
-            Command::Memory { gpu, used_bytes } => self.named(&gpu)?.used_bytes = used_bytes,
-            Command::Throttle { gpu, reason, active } => {
-                self.named(&gpu)?.set_throttle(reason, active, now_ns);
-            }
-            Command::Advance { .. } if self.config.clock == ClockKind::Monotonic => {
-                return Err("advance needs \"clock\": \"manual\" in the configuration".to_owned());
-            }
-            Command::Advance { .. } => {}
+    /// The power limits that are not the default, in milliwatts, by UUID.
+    #[must_use]
+    pub fn limits(&self) -> BTreeMap<String, u32> {
+        let changed = self.gpus.iter().filter(|gpu| gpu.limit_milliwatts() != gpu.default_limit_milliwatts());
+        changed.map(|gpu| (gpu.uuid.clone(), gpu.limit_milliwatts())).collect()
+    }
+
+    /// Takes limits over that somebody else set; a GPU without one has its default.
+    pub fn adopt_limits(&mut self, limits: &BTreeMap<String, u32>, now_ns: u64) {
+        for gpu in &mut self.gpus {
+            let limit = limits.get(&gpu.uuid).copied().unwrap_or_else(|| gpu.default_limit_milliwatts());
+            gpu.hold_limit(limit, now_ns);
         }
-        Ok(Answer::Done { at_monotonic_ns: now_ns })
-    }
-
-    fn named(&mut self, wanted: &GpuRef) -> Result<&mut Gpu, String> {
-        let gpu = match wanted {
-            GpuRef::Slot(slot) => self.gpus.get_mut(*slot),
-            GpuRef::Uuid(uuid) => self.gpus.iter_mut().find(|gpu| gpu.uuid == *uuid),
-        };
-        gpu.ok_or_else(|| format!("no GPU {wanted:?}"))
-    }
-
-    fn truth(&self, at_ns: u64) -> Result<Answer, String> {
-        if let Some(gpu) = self.gpus.iter().find(|gpu| at_ns < gpu.known_from_ns()) {
-            return Err(format!("{} is known from {} ns on", gpu.uuid, gpu.known_from_ns()));
-        }
-        Ok(Answer::Gpus(self.gpus.iter().map(|gpu| gpu.truth(at_ns)).collect()))
-    }
-
-    fn calls(&self) -> BTreeMap<String, CallCount> {
-        self.calls.iter().map(|(function, count)| ((*function).to_owned(), *count)).collect()
-    }
-
-    fn xid(&mut self, gpu: &GpuRef, xid: u64, recovery_action: Option<u32>) -> Result<(), String> {
-        let gpu = self.named(gpu)?;
-        gpu.recovery_action = recovery_action.unwrap_or(gpu.recovery_action);
-        let uuid = gpu.uuid.clone();
-        let slot = self.gpus.iter().position(|gpu| gpu.uuid == uuid).unwrap_or_default();
-        if xid == XID_DOUBLE_BIT_ECC {
-            self.events.raise(Event { slot, kind: events::DOUBLE_BIT_ECC, data: 0 });
-        }
-        self.events.raise(Event { slot, kind: events::XID_CRITICAL, data: xid });
-        Ok(())
     }
 
     /// The next event of a set, or the loss of a GPU that it watches, or nothing yet.
     ///
     /// # Errors
-    /// No such set, or a lost GPU once its events are read.
+    /// No driver or set any more, or a lost GPU once its events are read.
     pub fn next_event(&mut self, set: usize, function: &str) -> Result<Option<Event>, NvmlError> {
+        self.check_initialised()?;
         if let Some(event) = self.events.take(set)? {
             return Ok(Some(event));
         }
@@ -254,6 +292,10 @@ impl Machine {
         }
         Ok(None)
     }
+}
+
+fn names(functions: &[String], function: &str) -> bool {
+    functions.iter().any(|name| name == function)
 }
 
 fn is_gone(gpu: &Gpu) -> bool {

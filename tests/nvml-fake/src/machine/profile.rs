@@ -6,69 +6,14 @@
 //!
 //! Invariant: `energy_to` never decreases, so a counter read from it never runs backwards.
 
-use std::f64::consts::TAU;
+use super::limiter::{Limiter, Part, above_at_end, split};
+use super::shape::{Piece, Shape};
 
 /// Femtojoules: microwatts × nanoseconds. 128 bits hold a 10 kW device for 10¹¹ years.
 pub type Femtojoules = u128;
 
 /// Femtojoules in one microjoule.
 pub const FEMTOJOULES_PER_MICROJOULE: Femtojoules = 1_000_000_000;
-
-/// How power moves within one piece.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Shape {
-    /// A straight line from one power to another, in microwatts.
-    Line { from: u64, to: u64 },
-    /// Part of `(low + high)/2 + (high − low)/2 · sin(2π·t/period)`, entered `offset_ns` into the period.
-    Arc { low: u64, high: u64, period_ns: u64, offset_ns: u64 },
-}
-
-impl Shape {
-    /// Energy of the first `elapsed` of a piece that lasts `duration`, in femtojoules.
-    fn energy(self, elapsed: u64, duration: u64) -> Femtojoules {
-        match self {
-            Shape::Line { from, to } => {
-                let (t, slope) = (i128::from(elapsed), i128::from(to) - i128::from(from));
-                let bend = (slope * t * t).div_euclid(2 * i128::from(duration.max(1)));
-                (i128::from(from) * t + bend).max(0).unsigned_abs()
-            }
-            Shape::Arc { low, high, period_ns, offset_ns } => {
-                let level = i128::from(low + high) * i128::from(elapsed) / 2;
-                let (start, end) = (angle(offset_ns, period_ns), angle(offset_ns + elapsed, period_ns));
-                let scale = (high - low) as f64 / 2.0 * period_ns as f64 / TAU;
-                let swing = (scale * (start.cos() - end.cos())).round() as i128;
-                (level + swing).max(0).unsigned_abs()
-            }
-        }
-    }
-
-    /// Power at `elapsed` into a piece that lasts `duration`, in microwatts.
-    fn power(self, elapsed: u64, duration: u64) -> u64 {
-        match self {
-            Shape::Line { from, to } => {
-                let slope = i128::from(to) - i128::from(from);
-                let moved = slope * i128::from(elapsed) / i128::from(duration.max(1));
-                u64::try_from(i128::from(from) + moved).unwrap_or(0)
-            }
-            Shape::Arc { low, high, period_ns, offset_ns } => {
-                let (mean, amplitude) = ((low + high) as f64 / 2.0, (high - low) as f64 / 2.0);
-                (mean + amplitude * angle(offset_ns + elapsed, period_ns).sin()).round() as u64
-            }
-        }
-    }
-}
-
-fn angle(offset_ns: u64, period_ns: u64) -> f64 {
-    TAU * offset_ns as f64 / period_ns as f64
-}
-
-/// A shape, how long it lasts, and whether a power limit cut it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Piece {
-    shape: Shape,
-    duration_ns: u64,
-    clipped: bool,
-}
 
 /// What follows the last piece.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -81,6 +26,9 @@ enum Tail {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
     pieces: Vec<Piece>,
+    /// When each piece starts, and the integral up to there.
+    starts: Vec<(u64, Integral)>,
+    length_ns: u64,
     tail: Tail,
 }
 
@@ -104,49 +52,73 @@ impl Integral {
 }
 
 impl Profile {
+    fn new(pieces: Vec<Piece>, tail: Tail) -> Profile {
+        let mut starts = Vec::with_capacity(pieces.len());
+        let (mut length_ns, mut sum) = (0, Integral::default());
+        for piece in &pieces {
+            starts.push((length_ns, sum));
+            sum = sum.plus(part_of(*piece, piece.duration_ns));
+            length_ns += piece.duration_ns;
+        }
+        Profile { pieces, starts, length_ns, tail }
+    }
+
     /// Constant power, in microwatts.
     #[must_use]
     pub fn constant(microwatts: u64) -> Profile {
-        Profile { pieces: Vec::new(), tail: Tail::Hold { microwatts, clipped: false } }
+        Profile::new(Vec::new(), Tail::Hold { microwatts, clipped: false })
     }
 
     /// Lines of `(from, to, duration)` in microwatts and nanoseconds, repeated for ever.
     #[must_use]
     pub fn repeating(lines: &[(u64, u64, u64)]) -> Profile {
-        Profile { pieces: lines.iter().filter_map(|&line| line_piece(line)).collect(), tail: Tail::Repeat }
+        Profile::new(lines.iter().filter_map(|&line| line_piece(line)).collect(), Tail::Repeat)
     }
 
     /// Lines of `(from, to, duration)` in microwatts and nanoseconds, then `hold_microwatts` for ever.
     #[must_use]
     pub fn holding(lines: &[(u64, u64, u64)], hold_microwatts: u64) -> Profile {
         let pieces = lines.iter().filter_map(|&line| line_piece(line)).collect();
-        Profile { pieces, tail: Tail::Hold { microwatts: hold_microwatts, clipped: false } }
+        Profile::new(pieces, Tail::Hold { microwatts: hold_microwatts, clipped: false })
     }
 
     /// A sine between `low` and `high` microwatts that starts at its mean, rising.
     #[must_use]
     pub fn sine(low: u64, high: u64, period_ns: u64) -> Profile {
         let shape = Shape::Arc { low, high, period_ns, offset_ns: 0 };
-        Profile { pieces: vec![Piece { shape, duration_ns: period_ns, clipped: false }], tail: Tail::Repeat }
+        Profile::new(vec![Piece { shape, duration_ns: period_ns, clipped: false }], Tail::Repeat)
     }
 
     /// The same profile held at or below `limit` microwatts. Cuts fall on whole nanoseconds.
     #[must_use]
     pub fn clipped(&self, limit: u64) -> Profile {
-        let pieces = self.pieces.iter().flat_map(|piece| clip(*piece, limit)).collect();
+        self.limited(limit, 0)
+    }
+
+    /// The same profile under a limiter that lets power exceed `limit` for `window_ns` each time that demand
+    /// rises above it, and then holds it at the limit until demand falls below. A repeated profile is limited as
+    /// if it had gone on for ever.
+    #[must_use]
+    pub fn limited(&self, limit: u64, window_ns: u64) -> Profile {
+        let parts: Vec<Part> = self.pieces.iter().flat_map(|piece| split(*piece, limit)).collect();
+        let repeats = self.tail == Tail::Repeat;
+        let mut limiter = Limiter::new(limit, window_ns, if repeats { above_at_end(&parts) } else { 0 });
+        let mut pieces: Vec<Piece> = parts.into_iter().flat_map(|part| limiter.pass(part)).collect();
         let tail = match self.tail {
             Tail::Hold { microwatts, .. } if microwatts > limit => {
+                let duration_ns = limiter.left_ns();
+                pieces.extend(line_piece((microwatts, microwatts, duration_ns)));
                 Tail::Hold { microwatts: limit, clipped: true }
             }
             other => other,
         };
-        Profile { pieces, tail }
+        Profile::new(pieces, tail)
     }
 
     /// Energy and clipped time between the origin and `elapsed_ns` after it.
     #[must_use]
     pub fn integral_to(&self, elapsed_ns: u64) -> Integral {
-        let length = self.length_ns();
+        let length = self.length_ns;
         match self.tail {
             Tail::Repeat if length == 0 => Integral::default(),
             Tail::Repeat => {
@@ -165,116 +137,44 @@ impl Profile {
     /// Power and whether the limit holds it down, `elapsed_ns` after the origin.
     #[must_use]
     pub fn power_at(&self, elapsed_ns: u64) -> (u64, bool) {
-        let length = self.length_ns();
-        let mut left = match self.tail {
-            Tail::Repeat if length > 0 => elapsed_ns % length,
+        let at_ns = match self.tail {
+            Tail::Repeat if self.length_ns > 0 => elapsed_ns % self.length_ns,
             _ => elapsed_ns,
         };
-        for piece in &self.pieces {
-            if left < piece.duration_ns {
-                return (piece.shape.power(left, piece.duration_ns), piece.clipped);
-            }
-            left -= piece.duration_ns;
-        }
         match self.tail {
-            Tail::Hold { microwatts, clipped } => (microwatts, clipped),
-            Tail::Repeat => (0, false),
+            Tail::Hold { microwatts, clipped } if at_ns >= self.length_ns => (microwatts, clipped),
+            _ => self.piece_at(at_ns).map_or((0, false), |(piece, start_ns, _)| {
+                (piece.shape.power(at_ns - start_ns, piece.duration_ns), piece.clipped)
+            }),
         }
-    }
-
-    fn length_ns(&self) -> u64 {
-        self.pieces.iter().map(|piece| piece.duration_ns).sum()
     }
 
     /// The integral over the pieces alone, `elapsed_ns` being at most their length.
     fn within(&self, elapsed_ns: u64) -> Integral {
-        let mut left = elapsed_ns;
-        let mut sum = Integral::default();
-        for piece in &self.pieces {
-            let taken = left.min(piece.duration_ns);
-            sum = sum.plus(Integral {
-                energy: piece.shape.energy(taken, piece.duration_ns),
-                clipped_ns: if piece.clipped { taken } else { 0 },
-            });
-            left -= taken;
-            if left == 0 {
-                break;
-            }
-        }
-        sum
+        let found = self.piece_at(elapsed_ns);
+        found.map_or_else(Integral::default, |(piece, start_ns, before)| {
+            before.plus(part_of(piece, (elapsed_ns - start_ns).min(piece.duration_ns)))
+        })
+    }
+
+    /// The last piece that starts at or before an instant, its start and the integral up to there.
+    fn piece_at(&self, elapsed_ns: u64) -> Option<(Piece, u64, Integral)> {
+        let index = self.starts.partition_point(|(start_ns, _)| *start_ns <= elapsed_ns).checked_sub(1)?;
+        let (start_ns, before) = self.starts[index];
+        Some((self.pieces[index], start_ns, before))
+    }
+}
+
+/// The integral of the first `elapsed_ns` of a piece.
+fn part_of(piece: Piece, elapsed_ns: u64) -> Integral {
+    Integral {
+        energy: piece.shape.energy(elapsed_ns, piece.duration_ns),
+        clipped_ns: if piece.clipped { elapsed_ns } else { 0 },
     }
 }
 
 fn line_piece((from, to, duration_ns): (u64, u64, u64)) -> Option<Piece> {
     (duration_ns > 0).then_some(Piece { shape: Shape::Line { from, to }, duration_ns, clipped: false })
-}
-
-fn flat(limit: u64, duration_ns: u64) -> Piece {
-    Piece { shape: Shape::Line { from: limit, to: limit }, duration_ns, clipped: true }
-}
-
-/// Cuts one piece where it crosses `limit`.
-fn clip(piece: Piece, limit: u64) -> Vec<Piece> {
-    let cut = match piece.shape {
-        Shape::Line { from, to } => clip_line(from, to, piece.duration_ns, limit),
-        Shape::Arc { low, high, period_ns, .. } => clip_sine(low, high, period_ns, limit),
-    };
-    cut.map_or_else(
-        || vec![piece],
-        |pieces| pieces.into_iter().filter(|piece| piece.duration_ns > 0).collect(),
-    )
-}
-
-/// The parts of a line under a limit, or `None` where it stays at or below it.
-fn clip_line(from: u64, to: u64, duration_ns: u64, limit: u64) -> Option<Vec<Piece>> {
-    if from.max(to) <= limit {
-        return None;
-    }
-    if from.min(to) >= limit {
-        return Some(vec![flat(limit, duration_ns)]);
-    }
-    let part = |reach: u64, whole: u64| {
-        let scaled = u128::from(duration_ns) * u128::from(reach) / u128::from(whole);
-        u64::try_from(scaled).unwrap_or(duration_ns)
-    };
-    let below = |shape, duration_ns| Piece { shape, duration_ns, clipped: false };
-    if from < to {
-        let rise = part(limit - from, to - from);
-        let under = below(Shape::Line { from, to: limit }, rise);
-        Some(vec![under, flat(limit, duration_ns - rise)])
-    } else {
-        let fall = part(limit - to, from - to);
-        let under = below(Shape::Line { from: limit, to }, fall);
-        Some(vec![flat(limit, duration_ns - fall), under])
-    }
-}
-
-/// The parts of a whole period of a sine under a limit, or `None` where it stays at or below it.
-fn clip_sine(low: u64, high: u64, period_ns: u64, limit: u64) -> Option<Vec<Piece>> {
-    if high <= limit {
-        return None;
-    }
-    if low >= limit {
-        return Some(vec![flat(limit, period_ns)]);
-    }
-    let (mean, amplitude) = ((low + high) as f64 / 2.0, (high - low) as f64 / 2.0);
-    let to_ns = |radians: f64| (radians / TAU * period_ns as f64).round() as u64;
-    let crossing = ((limit as f64 - mean) / amplitude).asin();
-    let arc = |start: u64, end: u64| Piece {
-        shape: Shape::Arc { low, high, period_ns, offset_ns: start },
-        duration_ns: end - start,
-        clipped: false,
-    };
-    let leaves = to_ns(TAU / 2.0 - crossing).min(period_ns);
-    if crossing >= 0.0 {
-        // Above the limit around the crest only.
-        let enters = to_ns(crossing).min(leaves);
-        Some(vec![arc(0, enters), flat(limit, leaves - enters), arc(leaves, period_ns)])
-    } else {
-        // The mean is above the limit: only the trough is left, and the period starts and ends cut.
-        let enters = to_ns(TAU + crossing).clamp(leaves, period_ns);
-        Some(vec![flat(limit, leaves), arc(leaves, enters), flat(limit, period_ns - enters)])
-    }
 }
 
 #[cfg(test)]
@@ -322,6 +222,29 @@ mod tests {
         assert_eq!(clipped.integral_to(20 * SECOND).clipped_ns, 15 * SECOND);
     }
 
+    #[test]
+    fn a_limiter_with_a_window_lets_bursts_through() {
+        let square =
+            Profile::repeating(&[(300 * WATT, 300 * WATT, SECOND), (100 * WATT, 100 * WATT, SECOND)]);
+        let limited = square.limited(200 * WATT, SECOND / 4);
+        assert_eq!(limited.power_at(SECOND / 8), (300 * WATT, false));
+        assert_eq!(limited.power_at(SECOND / 2), (200 * WATT, true));
+        assert_eq!(joules(&limited, 4 * SECOND), 2.0 * (75.0 + 150.0 + 100.0));
+        assert_eq!(square.limited(200 * WATT, SECOND), square, "bursts that are shorter pass whole");
+        let held = Profile::constant(300 * WATT).limited(200 * WATT, SECOND);
+        assert_eq!(joules(&held, 3 * SECOND), 300.0 + 400.0);
+    }
+
+    #[test]
+    fn a_burst_over_the_end_of_a_period_is_one_burst() {
+        let lines = [(300 * WATT, 300 * WATT, SECOND), (0, 0, SECOND), (300 * WATT, 300 * WATT, SECOND)];
+        let limited = Profile::repeating(&lines).limited(200 * WATT, SECOND);
+        assert_eq!(limited.power_at(SECOND / 2), (200 * WATT, true), "the burst began in the period before");
+        assert_eq!(limited.power_at(2 * SECOND + SECOND / 2), (300 * WATT, false));
+        let above = Profile::repeating(&[(300 * WATT, 400 * WATT, SECOND)]).limited(200 * WATT, SECOND);
+        assert_eq!(joules(&above, 10 * SECOND), 2_000.0, "always above: no burst begins");
+    }
+
     fn any_profile() -> impl Strategy<Value = Profile> {
         let watts = WATT..1_000 * WATT;
         let lines = prop::collection::vec((watts.clone(), watts.clone(), 1..20 * SECOND), 1..5);
@@ -341,7 +264,7 @@ mod tests {
         fn the_integral_is_that_of_the_power(
             profile in any_profile(), limit in WATT..1_200 * WATT, elapsed in SECOND..60 * SECOND,
         ) {
-            for profile in [profile.clone(), profile.clipped(limit)] {
+            for profile in [profile.clone(), profile.clipped(limit), profile.limited(limit, SECOND / 3)] {
                 let (exact, estimate) = (joules(&profile, elapsed), integrated(&profile, elapsed, 20_000));
                 // The midpoint rule misplaces each jump by up to half a step: at most 1 kW over 3 ms, for each
                 // of some hundred jumps at worst; a wrong formula is off by far more.
@@ -353,6 +276,8 @@ mod tests {
         fn energy_never_decreases_and_a_limit_never_adds(
             profile in any_profile(), limit in WATT..1_200 * WATT, at in 0..100 * SECOND, step in 1u64..1_000,
         ) {
+            let bursts = profile.limited(limit, SECOND / 3);
+            prop_assert!(bursts.integral_to(at).energy <= bursts.integral_to(at + step).energy);
             let clipped = profile.clipped(limit);
             let (before, after) = (clipped.integral_to(at), clipped.integral_to(at + step));
             prop_assert!(before.energy <= after.energy && before.clipped_ns <= after.clipped_ns);

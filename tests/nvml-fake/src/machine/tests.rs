@@ -1,14 +1,18 @@
+use super::command::{Answer, Command, GpuRef};
 use super::command::{Process, ThrottleReason, Truth};
 use super::fields::{FieldValue, read};
 use super::waveform::Waveform;
 use super::*;
+
+mod driver;
+mod sensor;
 
 const SECOND: u64 = 1_000_000_000;
 const ENERGY: &str = "nvmlDeviceGetTotalEnergyConsumption";
 
 fn machine(json: &str) -> Machine {
     let mut machine = Machine::new(serde_json::from_str(json).unwrap(), 0).unwrap();
-    machine.init();
+    machine.init().unwrap();
     machine
 }
 
@@ -148,8 +152,7 @@ fn a_command_that_cannot_be_changes_nothing() {
 #[test]
 fn memory_is_what_was_set_or_held() {
     let mut machine = machine("{}");
-    let process =
-        Process { pid: 7, memory_bytes: Some(5 << 30), sm_percent: None, memory_percent: 0, graphics: false };
+    let process = Process { pid: 7, memory_bytes: Some(5 << 30), ..Process::default() };
     machine.apply(Command::Processes { gpu: GpuRef::from(0), processes: vec![process] }, 0);
     assert_eq!(machine.gpu(0, "").unwrap().used_bytes(), 5 << 30);
     done(&mut machine, r#"{"cmd":"memory","gpu":0,"used_bytes":9000000000}"#, 0);

@@ -52,6 +52,12 @@ impl Timeline {
         }
     }
 
+    /// Forgets the changes after `at_ns`.
+    pub fn cut(&mut self, at_ns: u64) {
+        let kept = self.segments.partition_point(|segment| segment.start_ns <= at_ns).max(1);
+        self.segments.truncate(kept);
+    }
+
     /// First instant that can be asked about, in monotonic nanoseconds.
     #[must_use]
     pub fn start_ns(&self) -> u64 {
@@ -115,6 +121,14 @@ mod tests {
         timeline.change(Profile::constant(0), 5 * SECOND, 5 * SECOND);
         timeline.change(Profile::constant(200 * WATT), 2 * SECOND, 2 * SECOND);
         assert_eq!(timeline.integral_at(6 * SECOND).energy, 700 * JOULE);
+    }
+
+    #[test]
+    fn a_change_that_has_not_come_can_be_forgotten() {
+        let mut timeline = Timeline::new(Profile::constant(100 * WATT), 0);
+        timeline.change(Profile::constant(200 * WATT), 0, 5 * SECOND);
+        timeline.cut(4 * SECOND);
+        assert_eq!(timeline.integral_at(6 * SECOND).energy, 600 * JOULE);
     }
 
     #[test]

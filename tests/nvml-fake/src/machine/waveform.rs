@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::profile::Profile;
+use super::random;
 
 /// Most that a waveform may draw, in watts: ten times a large GPU, and low enough that integrals cannot overflow.
 pub const MAX_WATTS: f64 = 10_000.0;
@@ -15,6 +16,9 @@ pub const MAX_SECONDS: f64 = 86_400.0;
 /// 5 kW × 1 h / 2π × 2⁻⁵² < 1 nJ = 1 W × 1 ns, so that energy cannot run backwards between two nanoseconds.
 const MIN_SINE_WATTS: f64 = 1.0;
 const MAX_SINE_SECONDS: f64 = 3_600.0;
+
+/// Levels of a random waveform before it repeats.
+const RANDOM_LEVELS: u64 = 1024;
 
 /// Demanded power over time, from the moment it is set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +64,27 @@ pub enum Waveform {
         /// The pairs, in order of time.
         steps: Vec<(f64, f64)>,
     },
+    /// `[seconds, watts]` points with straight lines between them. The first time is 0; after the last point its
+    /// power is held, or all starts again.
+    Trace {
+        /// The points, in order of time.
+        points: Vec<(f64, f64)>,
+        /// Whether it starts again.
+        #[serde(default)]
+        repeat: bool,
+    },
+    /// A level drawn from a seed for each step, equally likely anywhere between the bounds. The 1024 levels of a
+    /// seed repeat.
+    Random {
+        /// Least power, in watts.
+        low_watts: f64,
+        /// Most power, in watts.
+        high_watts: f64,
+        /// Length of a step, in seconds.
+        step_seconds: f64,
+        /// The seed.
+        seed: u64,
+    },
 }
 
 fn half() -> f64 {
@@ -91,8 +116,11 @@ pub enum WaveformError {
     #[error("a sine needs {MIN_SINE_WATTS} W <= low_watts <= high_watts and at most {MAX_SINE_SECONDS} s")]
     Sine,
     /// Steps that do not start at 0 or go back in time.
-    #[error("steps need a first time of 0 s and increasing times after it")]
+    #[error("steps and traces need a first time of 0 s and increasing times after it")]
     Steps,
+    /// Random bounds that are swapped.
+    #[error("random power needs low_watts <= high_watts")]
+    Random,
 }
 
 impl Waveform {
@@ -124,8 +152,34 @@ impl Waveform {
                 Ok(Profile::holding(&[(from, to, nanoseconds(seconds)?)], to))
             }
             Waveform::Steps { ref steps } => steps_profile(steps),
+            Waveform::Trace { ref points, repeat } => trace_profile(points, repeat),
+            Waveform::Random { low_watts, high_watts, step_seconds, seed } => {
+                let (low, high) = (microwatts(low_watts)?, microwatts(high_watts)?);
+                let (span, step) = (high.checked_sub(low), nanoseconds(step_seconds)?);
+                let span = span.ok_or(WaveformError::Random)?;
+                let level = |index| low + random::below(seed, index, span + 1);
+                let lines: Vec<_> = (0..RANDOM_LEVELS).map(level).map(|level| (level, level, step)).collect();
+                Ok(Profile::repeating(&lines))
+            }
         }
     }
+}
+
+fn trace_profile(points: &[(f64, f64)], repeat: bool) -> Result<Profile, WaveformError> {
+    let last = points.last().ok_or(WaveformError::Steps)?;
+    if points[0].0 != 0.0 || (repeat && points.len() < 2) {
+        return Err(WaveformError::Steps);
+    }
+    let mut lines = Vec::with_capacity(points.len());
+    for pair in points.windows(2) {
+        let ((start, from), (end, to)) = (pair[0], pair[1]);
+        if end <= start {
+            return Err(WaveformError::Steps);
+        }
+        lines.push((microwatts(from)?, microwatts(to)?, nanoseconds(end - start)?));
+    }
+    let hold = microwatts(last.1)?;
+    Ok(if repeat { Profile::repeating(&lines) } else { Profile::holding(&lines, hold) })
 }
 
 fn steps_profile(steps: &[(f64, f64)]) -> Result<Profile, WaveformError> {
@@ -184,6 +238,22 @@ mod tests {
         );
         assert_eq!(joules(r#"{"kind":"ramp","from_watts":0,"to_watts":100,"seconds":10}"#, 20), 1_500.0);
         assert_eq!(joules(r#"{"kind":"steps","steps":[[0,100],[5,300]]}"#, 7), 1_100.0);
+        assert_eq!(joules(r#"{"kind":"trace","points":[[0,0],[2,100],[3,200]]}"#, 5), 100.0 + 150.0 + 400.0);
+        assert_eq!(joules(r#"{"kind":"trace","points":[[0,0],[2,100]],"repeat":true}"#, 6), 300.0);
+    }
+
+    #[test]
+    fn random_levels_are_those_of_the_seed() {
+        let watts = |seed: u64, second: u64| {
+            let waveform = Waveform::Random { low_watts: 100.0, high_watts: 300.0, step_seconds: 1.0, seed };
+            waveform.profile().unwrap().power_at(second * 1_000_000_000).0 as f64 / 1e6
+        };
+        let levels: Vec<f64> = (0..1_000).map(|second| watts(7, second)).collect();
+        assert!(levels.iter().all(|watts| (100.0..=300.0).contains(watts)));
+        let mean = levels.iter().sum::<f64>() / 1e3;
+        assert!((mean - 200.0).abs() < 10.0, "a thousand levels: σ of the mean is 1.8 W, not {mean}");
+        assert_eq!(levels[5], watts(7, 5), "again");
+        assert_ne!(levels[5], watts(8, 5));
     }
 
     #[test]
@@ -193,6 +263,10 @@ mod tests {
         assert!(matches!(refused(Waveform::Constant { watts: f64::NAN }), WaveformError::Watts { .. }));
         assert_eq!(refused(Waveform::Steps { steps: vec![(1.0, 5.0)] }), WaveformError::Steps);
         assert_eq!(refused(Waveform::Steps { steps: vec![(0.0, 5.0), (0.0, 6.0)] }), WaveformError::Steps);
+        let backwards = Waveform::Trace { points: vec![(0.0, 5.0), (0.0, 6.0)], repeat: false };
+        assert_eq!(refused(backwards), WaveformError::Steps);
+        let swapped = Waveform::Random { low_watts: 2.0, high_watts: 1.0, step_seconds: 1.0, seed: 0 };
+        assert_eq!(refused(swapped), WaveformError::Random);
         let swapped = Waveform::Sine { low_watts: 9.0, high_watts: 5.0, period_seconds: 1.0 };
         assert_eq!(refused(swapped), WaveformError::Sine);
     }

@@ -15,14 +15,15 @@ use super::host::stat::{CpuTime, Stat};
 use super::rapl::Measured;
 use super::{Answer, Class, EnergyReading, Epoch, MeterId, ReadError, Reading, Scope};
 use crate::clock;
-use crate::config::{Config, EstimateWatts};
+use crate::config::{Config, EstimateWatts, MAX_INTERVAL};
 use crate::counter::Limits;
 use table::PowerModel;
 
 /// Name of the zone that the model stands for.
 pub const ZONE: &str = "host";
-/// Longest time between two readings that the model speaks for.
+/// Longest time between two readings that the model speaks for: several of the longest windows.
 const MAX_SPAN: Duration = Duration::from_secs(60);
+const _: () = assert!(MAX_SPAN.as_secs() > 5 * MAX_INTERVAL.as_secs());
 
 /// Watts as a function of CPU utilisation.
 #[derive(Clone, PartialEq, Debug)]

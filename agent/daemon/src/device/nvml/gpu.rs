@@ -23,13 +23,16 @@ const MAX_GPU_WATTS: f64 = 5_000.0;
 const MICROJOULES_PER_MILLIJOULE: u64 = 1_000;
 /// From here on an energy counter is a sentinel for "absent", no energy.
 const ENERGY_SENTINEL: u64 = 1 << 62;
+/// Full readings in a row without the energy counter after which the integral of power counts instead. A
+/// few may fail for nothing: the counter then tells of their time too, and nothing is lost.
+const MAX_COUNTER_MISSES: u32 = 5;
 /// Above this a temperature is a sentinel.
 const MAX_CELSIUS: u32 = 200;
 
 pub(super) struct Gpu {
     pub(super) reading: GpuReading,
-    /// Whether the GPU counts energy; `None` until it said so.
-    counts_energy: Option<bool>,
+    /// Full readings since the energy counter last told something.
+    counter_misses: u32,
     energy: Option<(u64, Duration)>,
     integrator: Integrator,
     has_power: bool,
@@ -60,7 +63,8 @@ impl Gpu {
     pub(super) fn new(uuid: &str) -> Self {
         Self {
             reading: GpuReading { uuid: uuid.to_owned(), ..GpuReading::default() },
-            counts_energy: None,
+            // It has told nothing yet.
+            counter_misses: MAX_COUNTER_MISSES,
             energy: None,
             integrator: Integrator::default(),
             has_power: false,
@@ -99,9 +103,10 @@ impl Gpu {
         failures: &mut Vec<&'static str>,
     ) {
         let mut calls = Calls { failures, lost: false };
+        // Energy first: the integral, where it takes over, begins where the counter has ended, or later.
+        let energy = if full { read_energy(device, &mut calls) } else { None };
         let power = calls.take(device.power_usage()).filter(|mw| f64::from(*mw) <= MAX_GPU_WATTS * 1e3);
         let at = clock::monotonic();
-        let energy = if full { self.read_energy(device, &mut calls) } else { None };
         let figures = full.then(|| self.read_figures(device, &mut calls));
         if calls.lost {
             let reason = calls.failures.last().copied().unwrap_or("lost");
@@ -114,8 +119,8 @@ impl Gpu {
         } else {
             self.integrator.fail();
         }
-        if let Some(energy) = energy {
-            self.energy = Some(energy);
+        if full {
+            self.note_counter(energy);
         }
         if let Some(figures) = figures {
             if !self.reading.up {
@@ -125,17 +130,21 @@ impl Gpu {
         }
     }
 
-    fn read_energy(&mut self, device: &Device<'_>, calls: &mut Calls<'_>) -> Option<(u64, Duration)> {
-        let answer = device.total_energy_consumption();
-        match &answer {
-            Ok(millijoules) if *millijoules >= ENERGY_SENTINEL => return None,
-            Ok(_) => self.counts_energy = Some(true),
-            Err(error) if is_unsupported(error) && self.counts_energy.is_none() => {
-                self.counts_energy = Some(false);
-            }
-            Err(_) => {}
+    fn note_counter(&mut self, energy: Option<(u64, Duration)>) {
+        let counted = self.counter_counts();
+        self.counter_misses = if energy.is_some() { 0 } else { self.counter_misses.saturating_add(1) };
+        self.energy = energy.or(self.energy);
+        if counted && !self.counter_counts() {
+            tracing::warn!(
+                gpu = self.reading.uuid,
+                "the GPU's energy counter tells nothing: integrated power counts"
+            );
         }
-        Some((calls.take(answer)?, clock::monotonic()))
+    }
+
+    /// Whether the GPU's own counter counts for the node, rather than the integral.
+    fn counter_counts(&self) -> bool {
+        self.counter_misses < MAX_COUNTER_MISSES
     }
 
     fn read_figures(&self, device: &Device<'_>, calls: &mut Calls<'_>) -> GpuReading {
@@ -180,7 +189,7 @@ impl Gpu {
         let integrated =
             self.has_power.then(|| self.integrator.last_at()).flatten().map(|at| EnergyReading {
                 meter: self.meter(Source::Integrated),
-                scope: (self.counts_energy == Some(false)).then_some(Scope::Gpu),
+                scope: (!self.counter_counts()).then_some(Scope::Gpu),
                 raw: self.integrator.microjoules(),
                 microjoules_per_count: 1,
                 limits: Limits { modulus: None, max_per_second: f64::INFINITY },
@@ -194,6 +203,16 @@ impl Gpu {
     fn meter(&self, source: Source) -> MeterId {
         MeterId { class: Class::Gpu, device: self.reading.uuid.clone(), source }
     }
+}
+
+fn read_energy(device: &Device<'_>, calls: &mut Calls<'_>) -> Option<(u64, Duration)> {
+    let millijoules = calls.take(device.total_energy_consumption()).filter(|mj| is_energy(*mj))?;
+    Some((millijoules, clock::monotonic()))
+}
+
+/// Whether an energy counter shows energy, and no sentinel of 32 or 64 bits.
+pub(super) fn is_energy(millijoules: u64) -> bool {
+    millijoules < ENERGY_SENTINEL && millijoules != u64::from(u32::MAX)
 }
 
 fn is_unsupported(error: &NvmlError) -> bool {

@@ -60,10 +60,13 @@ pub struct NvmlBackend {
     explicit: bool,
     wanted: Gpus,
     metering: Metering,
-    nvml: Option<&'static Nvml>,
+    /// Shut down and unloaded when dropped: a driver that was replaced comes with another library.
+    nvml: Option<Nvml>,
     driver: String,
     gpus: Vec<Gpu>,
     tried_at: Option<Duration>,
+    /// Why the last try came to nothing; `None` where that is normal.
+    error: Option<ReadError>,
     discovered_at: Option<Duration>,
     full_window: Option<u128>,
 }
@@ -78,13 +81,14 @@ impl NvmlBackend {
         };
         Self {
             library: library.to_owned(),
-            explicit,
+            explicit: explicit || !listed.is_empty(),
             gpus: listed.iter().map(|uuid| Gpu::new(uuid)).collect(),
             wanted,
             metering,
             nvml: None,
             driver: String::new(),
             tried_at: None,
+            error: None,
             discovered_at: None,
             full_window: None,
         }
@@ -92,61 +96,66 @@ impl NvmlBackend {
 
     pub(super) fn read(&mut self, asked: bool) -> Answer {
         let now = clock::monotonic();
-        let nvml = match self.nvml {
-            Some(nvml) => nvml,
-            None => {
-                let due = self.tried_at.is_none_or(|at| now.saturating_sub(at) >= RETRY);
-                match if due { self.open(now) } else { Ok(None) } {
-                    Ok(Some(nvml)) => nvml,
-                    // Between two tries GPUs that were there before are lost, not absent.
-                    Ok(None) if self.gpus.is_empty() => return Answer::Absent,
-                    Ok(None) => return Answer::Reading(self.reading(Vec::new())),
-                    Err(error) => return Answer::Failed(error),
-                }
-            }
+        let due = self.tried_at.is_none_or(|at| now.saturating_sub(at) >= RETRY);
+        if self.nvml.is_none() && due {
+            self.open(now);
+        }
+        let Some(nvml) = self.nvml.take() else {
+            // Between two tries it stands as after the last one.
+            return self.error.clone().map_or(Answer::Absent, Answer::Failed);
         };
         let mut failures = Vec::new();
         if self.discovered_at.is_none_or(|at| now.saturating_sub(at) >= REDISCOVER) {
             self.discovered_at = Some(now);
-            if let Err(error) = self.discover(nvml, &mut failures) {
-                self.close(&error);
-                return Answer::Failed(ReadError::new(reason(&error), format!("NVML: {error}")));
+            if let Err(error) = self.discover(&nvml, &mut failures) {
+                return Answer::Failed(self.close(nvml, now, &error));
             }
         }
-        self.read_gpus(nvml, asked, now, &mut failures);
+        self.read_gpus(&nvml, asked, now, &mut failures);
+        self.nvml = Some(nvml);
         Answer::Reading(self.reading(failures))
     }
 
-    fn open(&mut self, now: Duration) -> Result<Option<&'static Nvml>, ReadError> {
+    fn open(&mut self, now: Duration) {
         self.tried_at = Some(now);
+        self.error = None;
         match Nvml::builder().lib_path(self.library.as_os_str()).init() {
+            Ok(nvml) if nvml.lib().nvmlShutdown.is_err() => {
+                // It cannot be let go of either.
+                std::mem::forget(nvml);
+                let message = format!("{} is not NVML: it lacks nvmlShutdown", self.library.display());
+                self.error = Some(ReadError::new("library", message));
+            }
             Ok(nvml) => {
                 self.driver = nvml.sys_driver_version().unwrap_or_default();
-                // The library stays loaded as long as the process: a hung driver could not be shut down
-                // anyway, and handles may then be held without a lifetime.
-                let nvml: &'static Nvml = Box::leak(Box::new(nvml));
-                self.nvml = Some(nvml);
                 self.discovered_at = None;
                 tracing::info!(library = %self.library.display(), driver = self.driver, "NVML loaded");
-                Ok(Some(nvml))
+                self.nvml = Some(nvml);
             }
-            Err(NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound) if !self.explicit => Ok(None),
-            Err(error) => {
-                Err(ReadError::new(reason(&error), format!("NVML {}: {error}", self.library.display())))
-            }
+            // No library, no GPUs; unless there were some before.
+            Err(NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound)
+                if !self.explicit && self.gpus.is_empty() => {}
+            Err(error) => self.error = Some(self.failure(&error)),
         }
     }
 
-    /// The driver is gone: everything is found anew once it is back.
-    fn close(&mut self, error: &NvmlError) {
-        self.nvml = None;
-        self.tried_at = Some(clock::monotonic());
+    /// The driver is gone: it is let go of, and everything is found anew once it is back.
+    fn close(&mut self, nvml: Nvml, now: Duration, error: &NvmlError) -> ReadError {
+        drop(nvml);
+        self.tried_at = Some(now);
         for gpu in &mut self.gpus {
             gpu.lose(reason(error));
         }
+        let failure = self.failure(error);
+        self.error = Some(failure.clone());
+        failure
     }
 
-    fn discover(&mut self, nvml: &'static Nvml, failures: &mut Vec<&'static str>) -> Result<(), NvmlError> {
+    fn failure(&self, error: &NvmlError) -> ReadError {
+        ReadError::new(reason(error), format!("NVML {}: {error}", self.library.display()))
+    }
+
+    fn discover(&mut self, nvml: &Nvml, failures: &mut Vec<&'static str>) -> Result<(), NvmlError> {
         for index in 0..nvml.device_count()? {
             let device = match nvml.device_by_index(index) {
                 Ok(device) => device,

@@ -90,13 +90,7 @@ fn counters_tell_the_truth_and_power_is_integrated() {
 #[test]
 fn a_gpu_is_described() {
     let mut bench = bench(vec![drawing(650.0)]);
-    let processes = vec![Process {
-        pid: 4_711,
-        memory_bytes: None,
-        sm_percent: None,
-        memory_percent: 0,
-        graphics: false,
-    }];
+    let processes = vec![Process { pid: 4_711, ..Process::default() }];
     apply(&mut bench, &Command::Processes { gpu: GpuRef::Slot(0), processes });
     apply(
         &mut bench,
@@ -177,6 +171,67 @@ fn without_a_counter_the_integral_counts() {
 }
 
 #[test]
+fn where_the_counter_tells_nothing_any_more_the_integral_counts_until_it_is_back() {
+    let mut bench = bench(vec![drawing(300.0)]);
+    let function = "nvmlDeviceGetTotalEnergyConsumption".to_owned();
+    let scope = |reading: &Reading| energy(reading, FIRST, Source::Integrated).unwrap().scope;
+    let before = read(&mut bench.backend);
+    apply(&mut bench, &Command::Fail { function: function.clone(), error: Some(Code::Unknown) });
+    let scopes: Vec<_> = (0..6).map(|_| scope(&read(&mut bench.backend))).collect();
+    assert_eq!(scopes, [None, None, None, None, Some(Scope::Gpu), Some(Scope::Gpu)], "a few may fail");
+    let failing = read(&mut bench.backend);
+    assert!(gpu(&failing, FIRST).up && failing.failures == ["unknown"]);
+    let counter = |reading: &Reading| energy(reading, FIRST, Source::Counter).unwrap().clone();
+    assert_eq!(counter(&failing), counter(&before), "it stands still");
+    apply(&mut bench, &Command::Fail { function, error: None });
+    let back = read(&mut bench.backend);
+    assert_eq!((scope(&back), counter(&back).scope), (None, Some(Scope::Gpu)));
+    assert!(counter(&back).at <= energy(&back, FIRST, Source::Integrated).unwrap().at);
+}
+
+#[test]
+fn a_counter_that_fails_from_the_start_leaves_the_integral_to_count() {
+    let fail = [("nvmlDeviceGetTotalEnergyConsumption".to_owned(), Code::Unknown)].into();
+    let (installed, _folder) = install(&Config { fail, ..Config::default() });
+    let reading = read(&mut backend(&installed, Gpus::All));
+    assert_eq!(energy(&reading, FIRST, Source::Counter), None);
+    assert_eq!(energy(&reading, FIRST, Source::Integrated).unwrap().scope, Some(Scope::Gpu));
+}
+
+#[test]
+fn sentinels_are_no_energy() {
+    for sentinel in [u64::MAX, i64::MAX as u64, 9_220_000_000_000_000_000, 4_294_967_295] {
+        assert!(!gpu::is_energy(sentinel), "{sentinel}");
+    }
+    assert!(gpu::is_energy(0) && gpu::is_energy(5_000_000_000_000), "158 years at 1 kW");
+}
+
+/// The driver is taken away under the agent, and comes back.
+#[test]
+fn a_driver_that_is_gone_fails_each_time_and_is_let_go_of() {
+    let mut bench = bench(vec![drawing(300.0)]);
+    let before = read(&mut bench.backend);
+    let function = "nvmlDeviceGetCount_v2".to_owned();
+    apply(&mut bench, &Command::Fail { function: function.clone(), error: Some(Code::DriverNotLoaded) });
+    bench.backend.discovered_at = None;
+    for _ in 0..5 {
+        let answer = bench.backend.read(false);
+        assert!(matches!(answer, Answer::Failed(e) if e.reason == "driver_not_loaded"), "between tries too");
+    }
+    assert_eq!(bench.client.calls().unwrap()["nvmlShutdown"].begun, 1);
+    apply(&mut bench, &Command::Fail { function, error: None });
+    bench.backend.tried_at = None;
+    let back = read(&mut bench.backend);
+    assert!(gpu(&back, FIRST).up && back.gpus.len() == 1);
+    let raw = |reading: &Reading| energy(reading, FIRST, Source::Counter).unwrap().raw;
+    assert!(raw(&back) >= raw(&before));
+    let calls = bench.client.calls().unwrap();
+    assert_eq!((calls["nvmlInit_v2"].begun, calls["nvmlShutdown"].begun), (2, 1));
+    drop(bench.backend);
+    assert_eq!(bench.client.calls().unwrap()["nvmlShutdown"].begun, 2, "nothing is leaked");
+}
+
+#[test]
 fn an_old_driver_without_the_symbol_counts_by_integration() {
     let folder = tempfile::tempdir().unwrap();
     let hidden = ["nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetMemoryInfo_v2"];
@@ -201,12 +256,18 @@ fn no_library_is_a_normal_host_unless_it_was_named() {
     let mut normal = NvmlBackend::new(nowhere, false, Gpus::All, METERING);
     assert_eq!(normal.read(false), Answer::Absent);
     assert_eq!(normal.read(false), Answer::Absent);
-    let mut named = NvmlBackend::new(nowhere, true, Gpus::All, METERING);
-    assert!(matches!(named.read(false), Answer::Failed(e) if e.reason == "library"));
+    for (explicit, wanted) in [(true, Gpus::All), (false, Gpus::Listed(vec![FIRST.to_owned()]))] {
+        let mut named = NvmlBackend::new(nowhere, explicit, wanted, METERING);
+        for _ in 0..3 {
+            assert!(matches!(named.read(false), Answer::Failed(e) if e.reason == "library"), "each time");
+        }
+    }
     let fail = [("nvmlInit_v2".to_owned(), Code::DriverNotLoaded)].into();
     let (installed, _folder) = install(&Config { fail, ..Config::default() });
-    let answer = backend(&installed, Gpus::All).read(false);
-    assert!(matches!(answer, Answer::Failed(e) if e.reason == "driver_not_loaded"));
+    let mut backend = backend(&installed, Gpus::All);
+    for _ in 0..3 {
+        assert!(matches!(backend.read(false), Answer::Failed(e) if e.reason == "driver_not_loaded"));
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::StreamExt as _;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Response;
 
@@ -15,9 +16,12 @@ use crate::snapshot::tests::sample;
 
 /// A collector that writes down what it is sent.
 struct Recorder {
-    seen: mpsc::UnboundedSender<(String, u64, u64)>,
+    seen: mpsc::Sender<(String, u64, u64)>,
     failing: Arc<AtomicBool>,
 }
+
+/// Frames that a test leaves unread.
+const UNREAD: usize = 64;
 
 #[tonic::async_trait]
 impl MetricsService for Recorder {
@@ -39,16 +43,17 @@ impl MetricsService for Recorder {
             }
             other => panic!("{other:?}"),
         };
-        self.seen.send((node, position, time)).unwrap();
+        self.seen.send((node, position, time)).await.unwrap();
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
 
 struct Bench {
-    seen: mpsc::UnboundedReceiver<(String, u64, u64)>,
+    seen: mpsc::Receiver<(String, u64, u64)>,
     failing: Arc<AtomicBool>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     push: Push,
+    connected: Arc<Notify>,
     stats: Arc<SpoolStats>,
     node: NodeId,
     _folder: tempfile::TempDir,
@@ -56,21 +61,29 @@ struct Bench {
 
 impl Bench {
     async fn start() -> Self {
+        Self::with(PAUSES, false).await
+    }
+
+    /// A bench whose sender makes such pauses, and whose collector refuses the first frame or does not.
+    async fn with(pauses: Pauses, refuses: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let stats = Arc::<SpoolStats>::default();
         let spool = SharedSpool::new(Spool::open(folder.path(), 8 << 20, Arc::clone(&stats)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint::from_shared(format!("http://{}", listener.local_addr().unwrap())).unwrap();
-        let (sender, seen) = mpsc::unbounded_channel();
-        let failing = Arc::<AtomicBool>::default();
+        let (sender, seen) = mpsc::channel(UNREAD);
+        let failing = Arc::new(AtomicBool::new(refuses));
         let service = MetricsServiceServer::new(Recorder { seen: sender, failing: Arc::clone(&failing) });
         let server = tonic::transport::Server::builder().add_service(service);
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let connected = Arc::<Notify>::default();
+        let told = Arc::clone(&connected);
+        let incoming = TcpListenerStream::new(listener).inspect(move |_| told.notify_one());
+        tokio::spawn(server.serve_with_incoming(incoming));
         let (snapshots, receiver) = watch::channel(Arc::new(sample()));
         tokio::spawn(record(receiver, spool.clone()));
         let (push, node) = (Push::new(), NodeId::random());
-        tokio::spawn(send(endpoint, node.clone(), spool, push.clone()));
-        Self { seen, failing, snapshots, push, stats, node, _folder: folder }
+        tokio::spawn(send_with(endpoint, node.clone(), spool, push.clone(), pauses));
+        Self { seen, failing, snapshots, push, connected, stats, node, _folder: folder }
     }
 
     /// A window closes at that time.
@@ -117,6 +130,39 @@ async fn after_an_error_sending_resumes_behind_the_last_durable_frame() {
     assert_eq!(bench.next().await.0, 3);
 }
 
+/// With pauses of an hour, a frame that was refused comes again within a test's patience only because a
+/// session opened: once the pause has begun, or before that, while the connection failed.
+#[tokio::test]
+async fn a_session_that_opens_ends_the_pause() {
+    let hour = Duration::from_secs(3_600);
+    for opened_first in [false, true] {
+        let mut bench = Bench::with(Pauses { first: hour, longest: hour }, true).await;
+        if opened_first {
+            // Heard before the frame is there to be refused, by a sender that waits for one.
+            bench.connected.notified().await;
+            bench.push.session_opened(0);
+        }
+        bench.window(1);
+        if !opened_first {
+            while bench.failing.load(Ordering::SeqCst) {
+                tokio::task::yield_now().await;
+            }
+            bench.push.session_opened(0);
+        }
+        assert_eq!(bench.next().await, (1, 1), "opened first: {opened_first}");
+    }
+}
+
+#[test]
+fn a_position_that_cannot_be_is_not_believed() {
+    let push = Push::new();
+    push.durable(u64::MAX);
+    push.session_opened(MAX_POSITION + 1);
+    assert_eq!(*push.durable.borrow(), Durable { position: 0, sessions: 1 });
+    push.durable(MAX_POSITION);
+    assert_eq!(push.durable.borrow().position, MAX_POSITION);
+}
+
 #[test]
 fn durable_positions_never_go_back() {
     let push = Push::new();
@@ -130,10 +176,10 @@ fn durable_positions_never_go_back() {
 fn pauses_double_up_to_a_bound_and_differ() {
     for random in [0, u64::MAX / 2, u64::MAX] {
         for failures in 0..40 {
-            let pause = backoff(failures, random);
-            let most = BACKOFF.saturating_mul(1 << failures.min(16)).min(MAX_BACKOFF);
+            let pause = PAUSES.after(failures, random);
+            let most = PAUSES.first.saturating_mul(1 << failures.min(16)).min(PAUSES.longest);
             assert!(pause >= most.mul_f64(0.49) && pause <= most, "{failures} {pause:?}");
         }
     }
-    assert!(backoff(3, 0) < backoff(3, u64::MAX));
+    assert!(PAUSES.after(3, 0) < PAUSES.after(3, u64::MAX));
 }

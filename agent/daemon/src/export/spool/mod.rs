@@ -4,6 +4,7 @@
 //! went in. When there is no room the oldest go first, and are counted. Frames on disk are older than
 //! those in memory, which only hold while the disk cannot be written.
 
+mod recover;
 mod segment;
 
 use std::collections::VecDeque;
@@ -15,12 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::clock;
 use crate::snapshot::SpoolFigures;
-use segment::{MAX_FRAME_BYTES, Scanned, Segment, read_frame};
+pub(super) use segment::MAX_POSITION;
+use segment::{MAX_FRAME_BYTES, SEGMENT_BYTES, Segment, read_frame};
 
-/// Size at which a segment is closed: what is dropped or acknowledged at once.
-const SEGMENT_BYTES: u64 = 1 << 20;
 /// Frames in memory while the disk cannot be written: ten minutes of windows.
 const MEMORY_FRAMES: usize = 600;
 
@@ -121,7 +120,9 @@ impl Spool {
 
     /// The oldest frame at `position` or after it.
     pub fn read_from(&mut self, position: u64) -> Option<Frame> {
-        if let Some(segment) = self.segments.iter().find(|s| s.end > position).cloned() {
+        // An empty one is not corrupt, however far off its number is.
+        let holds = |s: &&Segment| s.end > position && s.end > s.first;
+        if let Some(segment) = self.segments.iter().find(holds).cloned() {
             let position = position.max(segment.first);
             match self.read_segment(&segment, position) {
                 Ok(Some(payload)) => return Some(Frame { position, payload }),
@@ -162,38 +163,6 @@ impl Spool {
         }
         self.active = None;
         self.next = position + 1;
-    }
-
-    fn recover(&mut self) -> io::Result<()> {
-        fs::create_dir_all(&self.folder)?;
-        let mut paths: Vec<PathBuf> =
-            fs::read_dir(&self.folder)?.filter_map(Result::ok).map(|entry| entry.path()).collect();
-        paths.sort();
-        let mut scanned = Vec::new();
-        for path in paths {
-            if let Some(found) = Segment::scan(&path)? {
-                scanned.push(found);
-            }
-        }
-        let last = scanned.len().saturating_sub(1);
-        for (i, Scanned { segment, torn }) in scanned.into_iter().enumerate() {
-            // Frames before a fault are good; what follows it in the last segment was being written when
-            // the host or the agent stopped. Anywhere else it is a fault of the medium.
-            let overlaps = self.segments.back().is_some_and(|before| segment.first < before.end);
-            if (torn && i != last) || overlaps {
-                let frames = segment.end - segment.first;
-                self.set_aside(&segment, "frames are not whole");
-                self.drop_frames(frames);
-                self.next = self.next.max(segment.end);
-                continue;
-            }
-            if torn {
-                tracing::warn!(file = %segment.path.display(), "the spool ends in half a frame; cut off");
-            }
-            self.next = self.next.max(segment.end);
-            self.segments.push_back(segment);
-        }
-        Ok(())
     }
 
     /// Moves frames from memory to disk, oldest first.
@@ -247,30 +216,6 @@ impl Spool {
                 return Ok(Some(payload));
             }
         }
-    }
-
-    /// A segment cannot be read: its frames are lost, and the rest goes on.
-    fn abandon(&mut self, segment: &Segment, why: &str) {
-        self.reader = None;
-        let frames = segment.end - segment.first.max(self.acknowledged + 1).min(segment.end);
-        self.drop_frames(frames);
-        self.set_aside(segment, why);
-        self.segments.retain(|s| s.first != segment.first);
-        if self.segments.back().is_none_or(|s| s.first < segment.first) {
-            self.active = None;
-        }
-        self.publish();
-    }
-
-    fn set_aside(&self, segment: &Segment, why: &str) {
-        let mut name = segment.path.as_os_str().to_owned();
-        name.push(format!(".corrupt-{}", clock::unix_nanos() / 1_000_000_000));
-        let aside = PathBuf::from(name);
-        let renamed = fs::rename(&segment.path, &aside);
-        tracing::error!(
-            file = %segment.path.display(), kept_as = %aside.display(), why, error = renamed.err().map(|e| e.to_string()),
-            "a spool segment is corrupt; set aside"
-        );
     }
 
     /// Drops the oldest until everything fits.

@@ -16,6 +16,13 @@ const MAGIC: u32 = u32::from_le_bytes(*b"WMSF");
 const HEADER_BYTES: usize = 4 + 8 + 4 + 4;
 /// Largest frame that is believed.
 pub(super) const MAX_FRAME_BYTES: u32 = 16 << 20;
+/// Size at which a segment is closed: what is dropped or acknowledged at once.
+pub(super) const SEGMENT_BYTES: u64 = 1 << 20;
+/// Bytes after a fault in which frames are looked for: as many as a segment can have.
+const REST_BYTES: u64 = SEGMENT_BYTES + (HEADER_BYTES + MAX_FRAME_BYTES as usize) as u64;
+/// Largest position that is believed: at a thousand frames a second nobody gets there in a hundred million
+/// years, and counting on from it does not overflow.
+pub(in crate::export) const MAX_POSITION: u64 = 1 << 62;
 
 /// A segment that stands on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,10 +36,16 @@ pub(super) struct Segment {
     pub(super) bytes: u64,
 }
 
-/// A segment, and whether bytes after its last frame are none.
-pub(super) struct Scanned {
-    pub(super) segment: Segment,
-    pub(super) torn: bool,
+/// What follows a segment's last whole frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// Nothing.
+    Nothing,
+    /// The beginning of the next frame, and then the file ends.
+    Torn,
+    /// Anything else. `end` is the position after the last whole frame in it, or after the one frame that
+    /// must have stood there at least.
+    Corrupt { end: u64 },
 }
 
 impl Segment {
@@ -41,21 +54,36 @@ impl Segment {
         Self { path: folder.join(format!("{first:020}{ENDING}")), first, end: first, bytes: 0 }
     }
 
-    /// Reads through the frames of the file `path`; `None` when it is no segment by its name.
-    pub(super) fn scan(path: &Path) -> io::Result<Option<Scanned>> {
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let Some(first) = name.strip_suffix(ENDING).and_then(|digits| digits.parse().ok()) else {
-            return Ok(None);
-        };
-        let mut segment = Self { path: path.to_owned(), first, end: first, bytes: 0 };
-        let mut file = File::open(path)?;
+    /// The one that a file is by its name; its frames are not read yet. `None` for a name that no segment
+    /// is given.
+    pub(super) fn of_file(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let first = name.strip_suffix(ENDING)?.parse().ok().filter(|first| *first <= MAX_POSITION)?;
+        let segment = Self::new(path.parent()?, first);
+        (segment.path == path).then_some(segment)
+    }
+
+    /// Reads through the frames of its file, and says what follows them.
+    pub(super) fn scan(&mut self) -> io::Result<Rest> {
+        (self.end, self.bytes) = (self.first, 0);
+        let mut file = File::open(&self.path)?;
         let length = file.metadata()?.len();
-        while let Some(payload) = read_frame(&mut file, segment.end)? {
-            segment.end += 1;
-            segment.bytes += frame_bytes(payload.len());
+        while let Some(payload) = read_frame(&mut file, self.end)? {
+            self.end += 1;
+            self.bytes += frame_bytes(payload.len());
         }
-        let torn = segment.bytes < length;
-        Ok(Some(Scanned { segment, torn }))
+        if self.bytes == length {
+            return Ok(Rest::Nothing);
+        }
+        file.seek(SeekFrom::Start(self.bytes))?;
+        let mut rest = Vec::new();
+        file.take(REST_BYTES).read_to_end(&mut rest)?;
+        let whole = length - self.bytes <= REST_BYTES;
+        let last = last_frame(&rest, self.end);
+        Ok(match last {
+            None if whole && is_torn(&rest, self.end) => Rest::Torn,
+            last => Rest::Corrupt { end: last.unwrap_or(self.end) + 1 },
+        })
     }
 
     /// Opens it for appending, cut off after its last frame.
@@ -86,7 +114,7 @@ pub(super) fn frame_bytes(payload: usize) -> u64 {
 }
 
 /// The frame that begins here, if it is whole and has that position.
-pub(super) fn read_frame(file: &mut File, position: u64) -> io::Result<Option<Bytes>> {
+pub(super) fn read_frame(file: &mut impl Read, position: u64) -> io::Result<Option<Bytes>> {
     let mut header = [0; HEADER_BYTES];
     if !fill(file, &mut header)? {
         return Ok(None);
@@ -99,6 +127,33 @@ pub(super) fn read_frame(file: &mut File, position: u64) -> io::Result<Option<By
     let mut payload = vec![0; length as usize];
     let whole = fill(file, &mut payload)? && self::checksum(&header[..16], &payload) == checksum;
     Ok(whole.then(|| Bytes::from(payload)))
+}
+
+/// Whether these last bytes of a file are the beginning of the frame `position`.
+fn is_torn(bytes: &[u8], position: u64) -> bool {
+    let mut begin = [0; 12];
+    begin[..4].copy_from_slice(&MAGIC.to_le_bytes());
+    begin[4..].copy_from_slice(&position.to_le_bytes());
+    let known = bytes.len().min(begin.len());
+    if bytes[..known] != begin[..known] {
+        return false;
+    }
+    let Some(header) = bytes.get(..HEADER_BYTES) else { return true };
+    let length = word(header, 12);
+    length <= MAX_FRAME_BYTES && (bytes.len() as u64) < frame_bytes(length as usize)
+}
+
+/// Position of the last whole frame among bytes where the frame `position` should begin. Only one that can
+/// stand there by its number is believed: every frame before it takes room.
+fn last_frame(bytes: &[u8], position: u64) -> Option<u64> {
+    let at = (0..(bytes.len() + 1).saturating_sub(HEADER_BYTES)).rev();
+    at.filter(|at| bytes[*at..].starts_with(&MAGIC.to_le_bytes())).find_map(|at| {
+        let found = long(bytes, at + 4);
+        let most = position + (at / HEADER_BYTES) as u64;
+        let frame = &mut &bytes[at..];
+        ((position..=most).contains(&found) && matches!(read_frame(frame, found), Ok(Some(_))))
+            .then_some(found)
+    })
 }
 
 fn encode(position: u64, payload: &[u8]) -> Vec<u8> {
@@ -121,7 +176,7 @@ fn checksum(header: &[u8], payload: &[u8]) -> u32 {
 }
 
 /// Fills the buffer; false at the end of the file.
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<bool> {
+fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     match file.read_exact(buffer) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),

@@ -105,22 +105,163 @@ fn half_a_frame_at_the_end_is_cut_off_at_every_byte() {
     }
 }
 
+/// What a file of three frames may have become, and what is made of it.
+struct Fault {
+    name: &'static str,
+    damage: fn(&mut Vec<u8>),
+    /// Frames that stay.
+    kept: u64,
+    /// Whether the file is kept under another name.
+    aside: bool,
+    /// Position of the next frame.
+    next: u64,
+}
+
+/// Bytes of each of the three frames.
+const FRAME: usize = 20 + "frame 1".len();
+
+const FAULTS: [Fault; 11] = [
+    Fault { name: "nothing", damage: |_| (), kept: 3, aside: false, next: 4 },
+    Fault { name: "half a header", damage: |b| b.truncate(2 * FRAME + 9), kept: 2, aside: false, next: 3 },
+    Fault { name: "half a payload", damage: |b| b.truncate(3 * FRAME - 1), kept: 2, aside: false, next: 3 },
+    Fault { name: "no frame yet", damage: |b| b.truncate(3), kept: 0, aside: false, next: 1 },
+    Fault {
+        name: "a bit of the last frame",
+        damage: |b| b[3 * FRAME - 1] ^= 1,
+        kept: 2,
+        aside: true,
+        next: 4,
+    },
+    Fault { name: "a bit in the middle", damage: |b| b[2 * FRAME - 1] ^= 1, kept: 1, aside: true, next: 4 },
+    // It seems to be longer than the file; the frame after it says otherwise.
+    Fault { name: "a length", damage: |b| b[FRAME + 13] ^= 1, kept: 1, aside: true, next: 4 },
+    Fault { name: "a bit of the first frame", damage: |b| b[0] ^= 1, kept: 0, aside: true, next: 4 },
+    Fault { name: "foreign bytes", damage: |b| *b = b"not ours".repeat(40), kept: 0, aside: true, next: 2 },
+    Fault {
+        name: "foreign bytes after it",
+        damage: |b| b.extend(b"not ours"),
+        kept: 3,
+        aside: true,
+        next: 5,
+    },
+    // As file systems leave it where the length was written before the bytes were.
+    Fault { name: "zeros at the end", damage: |b| b[2 * FRAME..].fill(0), kept: 2, aside: true, next: 4 },
+];
+
+/// Each fault in the only segment, in the newest with one before it, and in the oldest with one after it that
+/// goes on where the three frames end.
 #[test]
-fn a_corrupt_segment_is_set_aside_and_the_others_stay() {
+fn a_torn_end_is_cut_off_and_what_is_corrupt_is_set_aside() {
+    for (before, after) in [(false, false), (true, false), (false, true)] {
+        for Fault { name, damage, kept, aside, next } in &FAULTS {
+            let name = format!("{name}, before {before}, after {after}");
+            let folder = tempfile::tempdir().unwrap();
+            let write = |first: u64, frames: u64| {
+                let mut segment = Segment::new(folder.path(), first);
+                let mut file = segment.open().unwrap();
+                (first..first + frames).for_each(|i| segment.append(&mut file, &payload(i)).unwrap());
+                segment.path
+            };
+            // Positions of one digit, so that all frames are of one length.
+            let first = if before { 4 } else { 1 };
+            if before {
+                write(1, 3);
+            }
+            let path = write(first, 3);
+            if after {
+                write(4, 2);
+            }
+            let mut bytes = fs::read(&path).unwrap();
+            assert_eq!(bytes.len(), 3 * FRAME);
+            damage(&mut bytes);
+            fs::write(&path, &bytes).unwrap();
+
+            let next = if after { 6.max(*next) } else { next + first - 1 };
+            let mut expected: Vec<u64> = (1..first + kept).collect();
+            expected.extend(if after { 4..6 } else { 0..0 });
+            for opened in 1..=2 {
+                let mut spool = open(folder.path());
+                assert_eq!(drain(&mut spool, 0), expected, "{name}, opened {opened} times");
+                assert_eq!(spool.next, next, "{name}, opened {opened} times");
+            }
+            let asides: Vec<PathBuf> = files(folder.path())
+                .into_iter()
+                .filter(|path| path.to_string_lossy().contains(".corrupt-"))
+                .collect();
+            assert_eq!(asides.len(), usize::from(*aside), "{name}: {asides:?}");
+            if let Some(kept) = asides.first() {
+                assert!(kept.to_string_lossy().starts_with(&*path.to_string_lossy()), "{name}: {kept:?}");
+                assert_eq!(fs::read(kept).unwrap(), bytes, "{name}");
+            }
+            let mut spool = open(folder.path());
+            assert_eq!(spool.append(payload(next)), next, "{name}");
+            expected.push(next);
+            assert_eq!(drain(&mut open(folder.path()), 0), expected, "{name}");
+        }
+    }
+}
+
+/// A file with a number far off the others' is taken for what it is: it costs neither the segment that was
+/// written last nor the count.
+#[test]
+fn a_far_off_segment_harms_no_other() {
+    let huge = MAX_POSITION + 1;
+    let most = MAX_POSITION;
+    let foreign = b"not ours".as_slice();
+    for (number, content, aside, next) in [
+        (1_000_000, b"".as_slice(), false, 1_000_000),
+        (1_000_000, foreign, true, 1_000_001),
+        (most, b"".as_slice(), false, most),
+        // No number that a spool gives: a file of somebody else's.
+        (huge, foreign, false, 3),
+        (u64::MAX, b"".as_slice(), false, 3),
+        // Its frames stand in the live one.
+        (2, foreign, true, 3),
+        (2, b"".as_slice(), true, 3),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spool = open(folder.path());
+        (1..=3).for_each(|i| assert_eq!(spool.append(payload(i)), i));
+        let live = files(folder.path())[0].clone();
+        // The agent was killed while it wrote the third.
+        let bytes = fs::read(&live).unwrap();
+        fs::write(&live, &bytes[..bytes.len() - 2]).unwrap();
+        let far = folder.path().join(format!("{number:020}.spool"));
+        fs::write(&far, content).unwrap();
+        for _ in 0..2 {
+            let mut spool = open(folder.path());
+            assert_eq!(drain(&mut spool, 0), [1, 2], "{number}");
+            assert_eq!(spool.next, next, "{number}");
+            assert!(live.exists(), "{number}");
+        }
+        let asides = files(folder.path());
+        let asides: Vec<_> = asides.iter().filter(|p| p.to_string_lossy().contains(".corrupt-")).collect();
+        assert_eq!(asides.len(), usize::from(aside), "{number}: {asides:?}");
+        asides.iter().for_each(|path| assert_eq!(fs::read(path).unwrap(), content, "{number}"));
+        let mut spool = open(folder.path());
+        assert_eq!(spool.append(payload(next)), next);
+        assert_eq!(drain(&mut spool, 0), [1, 2, next]);
+    }
+}
+
+#[test]
+fn a_segment_that_proves_corrupt_while_it_is_read_keeps_its_first_frames() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = open(folder.path());
     let large = Bytes::from(vec![7; 600 << 10]);
-    (1..=6).for_each(|i| assert_eq!(spool.append(large.clone()), i));
-    let first = files(folder.path())[0].clone();
-    let mut bytes = fs::read(&first).unwrap();
-    bytes[700 << 10] ^= 1;
-    fs::write(&first, bytes).unwrap();
-    // Seen while reading, and seen when opening.
-    for mut spool in [spool, open(folder.path())] {
-        assert_eq!(drain(&mut spool, 2), [3, 4, 5, 6]);
+    (1..=5).for_each(|i| assert_eq!(spool.append(large.clone()), i));
+    let segments = files(folder.path());
+    for (path, left) in [(&segments[0], vec![1, 3, 4, 5]), (&segments[2], vec![1, 3, 4])] {
+        let mut bytes = fs::read(path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(path, bytes).unwrap();
+        assert_eq!(drain(&mut spool, 0), left);
+        assert_eq!(drain(&mut open(folder.path()), 0), left);
     }
-    assert!(files(folder.path())[0].to_string_lossy().contains(".corrupt-"));
-    assert_eq!(open(folder.path()).append(payload(7)), 7);
+    assert_eq!(spool.stats.figures(), SpoolFigures { frames: 3, dropped: 2 });
+    assert_eq!(spool.append(payload(6)), 6, "what was given is not given again");
+    assert_eq!(drain(&mut open(folder.path()), 4), [4, 6]);
 }
 
 #[test]

@@ -49,7 +49,6 @@ impl Core {
                 numerics: capability.numerics.clone(),
                 excluded: (capability.slots == 0).then(|| NO_WORKER.to_owned()),
                 fresh: figures.is_some_and(|f| f.fresh),
-                power_watts: figures.and_then(|f| f.power_watts),
                 rates: rates.collect(),
             }
         };

@@ -2,18 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
 use wattmill_protocol::job::Job;
 use wattmill_protocol::{Energy, Hash, v1};
 
-use crate::client::{Client, Error};
+use crate::client::{Client, Error, Seen, Watch};
 use crate::watch::{self, Progress};
 use crate::{Common, Outputs, show};
 
 /// Largest job file in bytes.
 const MAX_JOB_FILE_BYTES: u64 = 1 << 20;
+/// How often a followed job is looked at.
+const FOLLOW_EVERY: Duration = Duration::from_millis(200);
+/// How long a collector that went away is waited for: a restart takes seconds, a reboot minutes.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
 
 /// Options of `submit`.
 #[derive(Args)]
@@ -36,13 +41,23 @@ pub(crate) struct Show {
     outputs: Outputs,
 }
 
+/// Options of `waive`.
+#[derive(Args)]
+pub(crate) struct Waive {
+    /// The job, as `wattmill jobs` lists it.
+    job: String,
+    /// One shard of the current round alone, as the job's reason names it.
+    #[arg(long, value_name = "N")]
+    shard: Option<u32>,
+}
+
 /// Submits a job file.
 pub(crate) async fn submit(common: &Common, options: &Submit) -> Result<(), Error> {
     let toml = read(&options.file)?;
     // Checked here too: a mistake is named with its file before anything is asked of a collector.
     Job::from_toml(&toml).map_err(|error| Error::Job { path: options.file.clone(), error })?;
     let mut client = Client::connect(&common.collector).await?;
-    let job = send(&mut client, toml).await?;
+    let job = client.submit(toml).await?;
     if options.no_wait {
         if common.json {
             println!("{}", json!({ "job": job }));
@@ -54,7 +69,7 @@ pub(crate) async fn submit(common: &Common, options: &Submit) -> Result<(), Erro
     if !common.json {
         println!("job {job} submitted");
     }
-    let view = follow(&mut client, &job, &mut Progress::new(common.json)).await?;
+    let view = follow(&client, &job, &mut Progress::new(common.json)).await?;
     finish(&mut client, view, &options.outputs, common.json).await
 }
 
@@ -68,29 +83,27 @@ fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(Error::file("read", path))
 }
 
-/// Sends a job; sent again after a lost answer, it is still one job.
-pub(crate) async fn send(client: &mut Client, job_toml: String) -> Result<String, Error> {
-    let request = v1::SubmitJobRequest { job_toml, idempotency_key: uuid::Uuid::new_v4().to_string() };
-    Ok(client.control.submit_job(request).await?.into_inner().job)
-}
-
-/// Shows a job until it ends.
+/// Shows a job until it ends. A collector that goes away is waited for: the job outlives it.
 pub(crate) async fn follow(
-    client: &mut Client,
+    client: &Client,
     job: &str,
     progress: &mut Progress,
 ) -> Result<v1::JobView, Error> {
-    let mut views = watch::stream(client).await?;
-    while let Some(view) = views.message().await? {
-        progress.show(&view, Some(job));
-        if let Some(view) = view.jobs.into_iter().find(|j| j.id == job && j.ended) {
-            progress.finish();
-            return Ok(view);
+    let next = || format!("the job goes on without this command: `wattmill job {job}` shows how it stands");
+    let mut watch = Watch::open(client, FOLLOW_EVERY, Some(GIVE_UP_AFTER)).await?;
+    loop {
+        match watch.next().await.map_err(|error| error.with_next(next))? {
+            Seen::View(view) => {
+                progress.show(&view, Some(job));
+                if let Some(view) = view.jobs.into_iter().find(|j| j.id == job && j.ended) {
+                    progress.finish();
+                    return Ok(view);
+                }
+            }
+            Seen::Lost(error) => progress.warn(&watch::lost(&error)),
+            Seen::Back => progress.warn("the collector answers again"),
         }
     }
-    Err(Error::Answer(format!(
-        "the collector ended the watch; `wattmill job {job}` shows how the job stands"
-    )))
 }
 
 /// A job that did not finish is an error.
@@ -102,7 +115,7 @@ pub(crate) fn check_ended(view: &v1::JobView) -> Result<(), Error> {
         bad_input,
     };
     match view.state() {
-        v1::JobState::Failed => Err(ended("failed", true)),
+        v1::JobState::Failed => Err(ended("failed", view.bad_input)),
         v1::JobState::Cancelled => Err(ended("was cancelled", false)),
         _ => Ok(()),
     }
@@ -115,9 +128,13 @@ async fn finish(
     as_json: bool,
 ) -> Result<(), Error> {
     let (view, report) = client.job(&view.id).await?;
-    save(client, &view, &report, outputs).await?;
-    print(&view, outputs, as_json);
-    check_ended(&view)
+    let ended = check_ended(&view);
+    // A job that did not finish has no model worth the name, but a bill.
+    let model = outputs.model.clone().filter(|_| ended.is_ok());
+    let outputs = Outputs { model, report: outputs.report.clone() };
+    save(client, &view, &report, &outputs).await?;
+    print(&view, &outputs, as_json);
+    ended
 }
 
 /// Saves what was asked for.
@@ -142,7 +159,7 @@ pub(crate) async fn save(
 /// Lists the jobs.
 pub(crate) async fn list(common: &Common) -> Result<(), Error> {
     let mut client = Client::connect(&common.collector).await?;
-    let jobs = client.control.list_jobs(v1::ListJobsRequest {}).await?.into_inner().jobs;
+    let jobs = client.ask(async |control| control.list_jobs(v1::ListJobsRequest {}).await).await?.jobs;
     if common.json {
         let jobs: Vec<Value> = jobs.iter().map(|job| as_json(job, &Outputs::default())).collect();
         println!("{:#}", Value::Array(jobs));
@@ -163,15 +180,39 @@ pub(crate) async fn show(common: &Common, options: &Show) -> Result<(), Error> {
     Ok(())
 }
 
-/// Cancels a job.
+/// Cancels a job, where there is anything left to cancel.
 pub(crate) async fn cancel(common: &Common, job: String) -> Result<(), Error> {
     let mut client = Client::connect(&common.collector).await?;
-    client.control.cancel_job(v1::CancelJobRequest { job: job.clone() }).await?;
-    if common.json {
-        println!("{}", json!({ "job": job, "cancelled": true }));
-    } else {
-        println!("job {job} cancelled");
+    let request = v1::CancelJobRequest { job: job.clone() };
+    let reply = client.ask(async |control| control.cancel_job(request).await).await?;
+    let stood = match reply.state() {
+        // An older collector does not say where the job stood.
+        v1::JobState::Unspecified | v1::JobState::Preparing | v1::JobState::Training => None,
+        v1::JobState::Settling => Some("trained"),
+        v1::JobState::Finished => Some("finished"),
+        v1::JobState::Failed => Some("failed"),
+        v1::JobState::Cancelled => Some("cancelled"),
+    };
+    match stood {
+        Some(state) if state != "cancelled" => return Err(Error::NotCancelled { job, state }),
+        _ if common.json => println!("{}", json!({ "job": job, "cancelled": true })),
+        Some(_) => println!("job {job} was cancelled already"),
+        None => println!("job {job} cancelled"),
     }
+    Ok(())
+}
+
+/// Has quarantined shards tried anew.
+pub(crate) async fn waive(common: &Common, options: Waive) -> Result<(), Error> {
+    let mut client = Client::connect(&common.collector).await?;
+    let request = v1::WaiveShardsRequest { job: options.job.clone(), shard: options.shard };
+    let shards = client.ask(async |control| control.waive_shards(request).await).await?.shards;
+    if common.json {
+        println!("{}", json!({ "job": options.job, "shards": shards }));
+        return Ok(());
+    }
+    let shards: Vec<String> = shards.iter().map(u32::to_string).collect();
+    println!("job {}: tried anew: shard {}", options.job, shards.join(", "));
     Ok(())
 }
 
@@ -258,6 +299,7 @@ pub(crate) fn as_json(view: &v1::JobView, outputs: &Outputs) -> Value {
         "name": view.name,
         "state": show::state(view),
         "reason": view.reason,
+        "bad_input": view.bad_input,
         "rounds": view.round,
         "rounds_total": view.rounds,
         "epochs": view.epochs,
@@ -270,6 +312,7 @@ pub(crate) fn as_json(view: &v1::JobView, outputs: &Outputs) -> Value {
         "energy_joules": joules_by_source(committed + wasted),
         "committed_joules": committed.total_joules(),
         "wasted_joules": wasted.total_joules(),
+        "idle_joules": view.idle_microjoules as f64 / 1e6,
         "unconfirmed_joules": view.unconfirmed_microjoules as f64 / 1e6,
         "requeues": view.requeues,
         "useful_flops": view.useful_flops,
@@ -287,4 +330,23 @@ pub(crate) fn as_json(view: &v1::JobView, outputs: &Outputs) -> Value {
             "wasted_joules": Energy::from(share.wasted_energy.unwrap_or_default()).total_joules(),
         })).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use wattmill_protocol::exit;
+
+    use super::*;
+
+    #[test]
+    fn only_bad_input_ends_with_65() {
+        let code = |state: v1::JobState, bad_input| {
+            let view = v1::JobView { state: state.into(), bad_input, ended: true, ..Default::default() };
+            check_ended(&view).map_or_else(|error| error.exit_code(), |()| exit::OK)
+        };
+        assert_eq!(code(v1::JobState::Failed, true), exit::DATA);
+        assert_eq!(code(v1::JobState::Failed, false), exit::FAILURE);
+        assert_eq!(code(v1::JobState::Cancelled, false), exit::FAILURE);
+        assert_eq!(code(v1::JobState::Finished, false), exit::OK);
+    }
 }

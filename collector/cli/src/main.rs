@@ -19,8 +19,12 @@ use client::Error;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Try `wattmill demo` first: it needs no cluster and no configuration.\n\n\
-                  Exit codes: 0 fine, 1 failure while running, 64 usage, 65 bad job or data, 78 bad configuration."
+    after_help = "Commands ask the collector at --collector or WATTMILL_COLLECTOR.\n\
+                  Try `wattmill demo` first: it needs no cluster and no configuration. Then:\n\n  \
+                    wattmill nodes                          what the cluster has\n  \
+                    wattmill submit job.toml --model m.safetensors\n  \
+                    wattmill job ID --report energy.json    its bill\n\n\
+                  Exit codes: 0 fine, 1 failure while running, 64 usage, 65 bad job or data."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -51,12 +55,17 @@ enum Command {
     /// Train a real model on this machine: a collector and agents are started, and stopped at the end.
     Demo(demo::Options),
     /// Submit a job file (TOML), and wait for its end unless told otherwise.
+    ///
+    /// The job goes on when this command ends: `wattmill job ID` shows it, `wattmill cancel ID` ends it.
+    /// Ends with 65 where the job's file or data is bad, and with 1 where it failed otherwise.
     Submit(jobs::Submit),
     /// List jobs.
     Jobs,
     /// Show one job; fetch its model and energy report.
     Job(jobs::Show),
-    /// Cancel a job.
+    /// Have the quarantined shards of a job tried anew, once what made them fail is mended.
+    Waive(jobs::Waive),
+    /// Cancel a job. One that is trained or has ended is left as it is, and said so (exit code 1).
     Cancel {
         /// The job, as `wattmill jobs` lists it.
         job: String,
@@ -68,7 +77,9 @@ enum Command {
         /// The node's identity (`wattmill nodes --json` shows it).
         node: String,
     },
-    /// Follow the whole cluster until interrupted.
+    /// Follow the whole cluster until interrupted: redrawn on a terminal, a line a second elsewhere.
+    ///
+    /// With --json, one JSON object a line for each update. A collector that goes away is waited for.
     Watch(watch::Options),
 }
 
@@ -106,6 +117,7 @@ async fn run(Arguments { command, common }: Arguments) -> Result<(), Error> {
         Command::Submit(options) => jobs::submit(&common, &options).await,
         Command::Jobs => jobs::list(&common).await,
         Command::Job(options) => jobs::show(&common, &options).await,
+        Command::Waive(options) => jobs::waive(&common, options).await,
         Command::Cancel { job } => jobs::cancel(&common, job).await,
         Command::Nodes => nodes::list(&common).await,
         Command::Retire { node } => nodes::retire(&common, node).await,

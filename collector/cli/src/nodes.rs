@@ -49,7 +49,7 @@ struct GpuJson<'a> {
 /// Lists the nodes.
 pub(crate) async fn list(common: &Common) -> Result<(), Error> {
     let mut client = Client::connect(&common.collector).await?;
-    let nodes = client.control.list_nodes(v1::ListNodesRequest {}).await?.into_inner().nodes;
+    let nodes = client.ask(async |control| control.list_nodes(v1::ListNodesRequest {}).await).await?.nodes;
     if common.json {
         let nodes: Vec<NodeJson<'_>> = nodes.iter().map(json).collect();
         println!("{}", serde_json::to_string_pretty(&nodes).map_err(|e| Error::Answer(e.to_string()))?);
@@ -64,7 +64,8 @@ pub(crate) async fn list(common: &Common) -> Result<(), Error> {
 /// Retires a node.
 pub(crate) async fn retire(common: &Common, node: String) -> Result<(), Error> {
     let mut client = Client::connect(&common.collector).await?;
-    client.control.retire_node(v1::RetireNodeRequest { node: node.clone() }).await?;
+    let request = v1::RetireNodeRequest { node: node.clone() };
+    client.ask(async |control| control.retire_node(request).await).await?;
     if common.json {
         println!("{}", serde_json::json!({ "node": node, "retired": true }));
     } else {
@@ -101,6 +102,11 @@ pub(crate) fn table(nodes: &[v1::NodeView]) -> String {
         })
         .collect();
     show::table(&["NAME", "STATE", "POWER", "ENERGY", "RATE", "LEASES", "PEAK", "TELEMETRY", "PLAN"], &rows)
+}
+
+/// A node as JSON shows it.
+pub(crate) fn as_json(node: &v1::NodeView) -> impl Serialize + '_ {
+    json(node)
 }
 
 fn json(node: &v1::NodeView) -> NodeJson<'_> {

@@ -1,20 +1,21 @@
 //! `wattmill watch`, and the live progress of a job.
 
-use std::io::IsTerminal;
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write as _};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tonic::Streaming;
+use tokio_stream::StreamExt as _;
 use wattmill_protocol::v1;
 
-use crate::client::{Client, Error};
+use crate::client::{Client, Error, Seen, Watch};
 use crate::{Common, jobs, nodes, show};
 
-/// How often a view is asked for.
-const INTERVAL_MS: u32 = 200;
-/// How often a plain line is printed: a log is not flooded.
-const PLAIN_EVERY: Duration = Duration::from_secs(1);
+/// How often a terminal is drawn.
+const DRAW_EVERY: Duration = Duration::from_millis(200);
+/// How often a line is printed elsewhere: a log is not flooded.
+const PRINT_EVERY: Duration = Duration::from_secs(1);
 
 /// Options of `watch`.
 #[derive(Args)]
@@ -24,30 +25,41 @@ pub(crate) struct Options {
     once: bool,
 }
 
-/// The cluster as it changes.
-pub(crate) async fn stream(client: &mut Client) -> Result<Streaming<v1::ClusterView>, Error> {
-    Ok(client.control.watch(v1::WatchRequest { interval_ms: INTERVAL_MS }).await?.into_inner())
-}
-
-/// Follows the cluster until interrupted or until the collector stops.
+/// Follows the cluster until interrupted. A collector that goes away is waited for.
 pub(crate) async fn run(common: &Common, options: &Options) -> Result<(), Error> {
     let mut client = Client::connect(&common.collector).await?;
-    let mut views = stream(&mut client).await?;
     let mut progress = Progress::new(common.json);
+    if options.once {
+        let view = client.watch(DRAW_EVERY).await?.next().await.unwrap_or_else(|| Err(client.ended()))?;
+        once(&view, common.json);
+        return Ok(());
+    }
+    let mut watch = Watch::open(&client, progress.interval(), None).await?;
     loop {
-        let view = tokio::select! {
-            view = views.message() => view?,
-            _ = tokio::signal::ctrl_c() => None,
+        let seen = tokio::select! {
+            seen = watch.next() => seen?,
+            _ = tokio::signal::ctrl_c() => break,
         };
-        let Some(view) = view else { break };
-        if options.once {
-            once(&view, common.json);
-            break;
+        match seen {
+            // A reader that left, as `head` does, has seen enough.
+            Seen::View(view) if common.json => {
+                if writeln!(std::io::stdout(), "{}", cluster_json(&view)).is_err() {
+                    break;
+                }
+            }
+            Seen::View(view) => progress.show(&view, None),
+            Seen::Lost(error) => progress.warn(&lost(&error)),
+            Seen::Back => progress.warn("the collector answers again"),
         }
-        progress.show(&view, None);
     }
     progress.finish();
     Ok(())
+}
+
+/// A loss in words.
+pub(crate) fn lost(error: &Error) -> String {
+    let what = error.to_string();
+    format!("{}; waiting for it", what.split(';').next().unwrap_or_default())
 }
 
 fn once(view: &v1::ClusterView, json: bool) {
@@ -70,7 +82,7 @@ fn cluster_json(view: &v1::ClusterView) -> serde_json::Value {
         "objective": view.objective_ratio,
         "telemetry_coverage_ratio": view.telemetry_coverage_ratio,
         "flops_per_joule": view.flops_per_joule,
-        "nodes": view.nodes.len(),
+        "nodes": view.nodes.iter().map(nodes::as_json).collect::<Vec<_>>(),
         "jobs": view.jobs.iter().map(|job| jobs::as_json(job, &crate::Outputs::default())).collect::<Vec<_>>(),
     })
 }
@@ -105,8 +117,10 @@ fn node_line(node: &v1::NodeView) -> String {
 
 /// A job in a line.
 fn job_line(job: &v1::JobView) -> String {
+    let reason =
+        if job.reason.is_empty() { String::new() } else { format!("  ({})", show::text(&job.reason)) };
     format!(
-        "{} {} round {}/{}  loss {}  accuracy {}  η {}  {}  {}",
+        "{} {} round {}/{}  loss {}  accuracy {}  η {}  {}  {}{reason}",
         job.id,
         show::state(job),
         job.round,
@@ -131,14 +145,24 @@ struct Screen {
     bars: MultiProgress,
     head: ProgressBar,
     nodes: Vec<ProgressBar>,
-    job: ProgressBar,
+    /// A bar for each job that is shown.
+    jobs: BTreeMap<String, ProgressBar>,
+    /// Stands where no job runs.
+    none: ProgressBar,
+    style: ProgressStyle,
 }
 
 impl Progress {
     /// With `json`, plain lines go to standard error, so that standard output holds JSON alone.
     pub(crate) fn new(json: bool) -> Self {
         let terminal = std::io::stdout().is_terminal() && !json;
-        Self { screen: terminal.then(Screen::new), json, printed: None }
+        let screen = || Screen::new(ProgressDrawTarget::stdout_with_hz(5), colours());
+        Self { screen: terminal.then(screen), json, printed: None }
+    }
+
+    /// How often there is something to show.
+    pub(crate) fn interval(&self) -> Duration {
+        if self.screen.is_some() { DRAW_EVERY } else { PRINT_EVERY }
     }
 
     /// Shows the cluster and, where one is named, one job alone.
@@ -150,7 +174,9 @@ impl Progress {
             return;
         }
         let ended = jobs.iter().any(|job| job.ended);
-        if !ended && self.printed.is_some_and(|printed| printed.elapsed() < PLAIN_EVERY) {
+        // A view comes a little early now and then: nearly a second is one.
+        let soon = |printed: Instant| printed.elapsed() < PRINT_EVERY.mul_f64(0.9);
+        if !ended && self.printed.is_some_and(soon) {
             return;
         }
         self.printed = Some(Instant::now());
@@ -166,50 +192,69 @@ impl Progress {
     /// Says a line between the others.
     pub(crate) fn say(&self, line: &str) {
         match &self.screen {
-            // A terminal that went away is not ours to mend.
+            // A terminal or reader that went away is not ours to mend.
             Some(screen) => drop(screen.bars.println(line)),
             None if self.json => eprintln!("{line}"),
-            None => println!("{line}"),
+            None => drop(writeln!(std::io::stdout(), "{line}")),
+        }
+    }
+
+    /// Says what is amiss, on standard error where nothing is redrawn.
+    pub(crate) fn warn(&self, line: &str) {
+        match &self.screen {
+            Some(_) => self.say(line),
+            None => eprintln!("wattmill: {line}"),
         }
     }
 
     /// Leaves the last picture where it is.
     pub(crate) fn finish(&mut self) {
         if let Some(screen) = self.screen.take() {
-            let all = screen.nodes.iter().chain([&screen.head, &screen.job]);
+            let all = screen.nodes.iter().chain(screen.jobs.values()).chain([&screen.head, &screen.none]);
             all.for_each(ProgressBar::abandon);
         }
     }
 }
 
+/// Whether colours are wanted (no-color.org).
+fn colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 impl Screen {
-    fn new() -> Self {
-        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stdout_with_hz(5));
+    fn new(target: ProgressDrawTarget, colours: bool) -> Self {
+        let bars = MultiProgress::with_draw_target(target);
         let head = bars.add(line_bar());
-        let job = bars.add(ProgressBar::new(1));
-        let colour = if std::env::var_os("NO_COLOR").is_none() { ".green" } else { "" };
+        let none = bars.add(line_bar());
+        let colour = if colours { ".green" } else { "" };
         let template = format!("[{{bar:24{colour}}}] {{msg}}");
-        if let Ok(style) = ProgressStyle::with_template(&template) {
-            job.set_style(style.progress_chars("=> "));
-        }
-        Self { bars, head, nodes: Vec::new(), job }
+        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = style.progress_chars("=> ");
+        Self { bars, head, nodes: Vec::new(), jobs: BTreeMap::new(), none, style }
     }
 
     fn draw(&mut self, view: &v1::ClusterView, jobs: &[&v1::JobView]) {
         self.head.set_message(headline(view));
         while self.nodes.len() < view.nodes.len() {
-            self.nodes.push(self.bars.insert_before(&self.job, line_bar()));
+            let above = self.nodes.last().unwrap_or(&self.head);
+            self.nodes.push(self.bars.insert_after(above, line_bar()));
         }
         for (bar, node) in self.nodes.iter().zip(&view.nodes) {
             bar.set_message(node_line(node));
         }
-        if let Some(job) = jobs.first() {
-            self.job.set_length(u64::from(job.rounds.max(1)));
-            self.job.set_position(u64::from(job.round));
-            self.job.set_message(job_line(job));
-        } else {
-            self.job.set_message("no job runs");
+        let gone = self.jobs.extract_if(.., |id, _| jobs.iter().all(|job| job.id != *id));
+        for (_, bar) in gone {
+            self.bars.remove(&bar);
         }
+        for job in jobs {
+            let bar = self.jobs.entry(job.id.clone()).or_insert_with(|| {
+                self.bars.insert_before(&self.none, ProgressBar::new(1).with_style(self.style.clone()))
+            });
+            bar.set_length(u64::from(job.rounds.max(1)));
+            bar.set_position(u64::from(job.round));
+            bar.set_message(job_line(job));
+        }
+        self.none.set_message(if jobs.is_empty() { "no job runs" } else { "" });
     }
 }
 
@@ -219,4 +264,26 @@ fn line_bar() -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_running_job_has_a_bar() {
+        let job = |id: &str, round| v1::JobView { id: id.to_owned(), round, rounds: 8, ..Default::default() };
+        let view = v1::ClusterView { nodes: vec![v1::NodeView::default(); 2], ..Default::default() };
+        let mut screen = Screen::new(ProgressDrawTarget::hidden(), false);
+        let (a, b) = (job("a-1", 2), job("b-1", 5));
+        screen.draw(&view, &[&a, &b]);
+        let at: Vec<(&str, u64)> =
+            screen.jobs.iter().map(|(id, bar)| (id.as_str(), bar.position())).collect();
+        assert_eq!(at, [("a-1", 2), ("b-1", 5)]);
+        assert_eq!((screen.nodes.len(), screen.none.message()), (2, String::new()));
+        screen.draw(&view, &[&b]);
+        assert_eq!(screen.jobs.keys().collect::<Vec<_>>(), ["b-1"]);
+        screen.draw(&view, &[]);
+        assert_eq!(screen.none.message(), "no job runs");
+    }
 }

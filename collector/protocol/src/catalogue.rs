@@ -839,7 +839,7 @@ pub static JOB_ENERGY: Metric = Metric {
     kind: Kind::Counter,
     unit: "J",
     labels: &["job", "outcome", "source"],
-    help: "Joules of a job's shards by outcome: committed or wasted.",
+    help: "Joules of a job's shards by outcome: committed or wasted. Idle joules are not in it.",
     exporter: Exporter::Collector,
     otlp: None,
 };
@@ -850,7 +850,7 @@ pub static JOB_SAMPLES_PER_JOULE: Metric = Metric {
     kind: Kind::Gauge,
     unit: "1",
     labels: &["job"],
-    help: "Committed samples / all joules of the job, wasted ones too.",
+    help: "Committed samples / all joules of the job: its shards', wasted ones too, and its share of what idled while it ran.",
     exporter: Exporter::Collector,
     otlp: None,
 };
@@ -872,7 +872,7 @@ pub static RESCHEDULES: Metric = Metric {
     kind: Kind::Counter,
     unit: "1",
     labels: &["reason"],
-    help: "Leases that ended without a commit and were given anew.",
+    help: "Leases that ended without a commit; their shards are given anew.",
     exporter: Exporter::Collector,
     otlp: None,
 };

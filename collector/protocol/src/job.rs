@@ -3,8 +3,8 @@
 //! A [`Job`] that was parsed is well-formed and within limits; whether its data exists is the worker's to
 //! say. Unknown keys are refused, since an option silently ignored would train another model.
 
+use crate::MAX_PARAMETERS;
 use crate::config_file::line_of;
-use crate::{MAX_PARAMETERS, Source};
 
 /// Most layers of a model.
 const MAX_LAYERS: usize = 64;
@@ -396,15 +396,6 @@ impl Optimizer {
 
 fn require(holds: bool, field: &'static str, message: impl Into<String>) -> Result<(), JobError> {
     if holds { Ok(()) } else { Err(JobError::Value { field, message: message.into() }) }
-}
-
-/// Words for a source in reports: an estimate is always called one.
-pub fn source_words(source: Source) -> &'static str {
-    match source {
-        Source::Counter => "measured by a counter",
-        Source::Integrated => "integrated from measured power",
-        Source::Estimate => "estimated, not measured",
-    }
 }
 
 #[cfg(test)]

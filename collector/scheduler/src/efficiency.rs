@@ -60,7 +60,8 @@ pub fn flops_per_joule(useful_flops: f64, joules: f64) -> Option<f64> {
     ratio(useful_flops, joules)
 }
 
-/// Efficiency (samples/J): committed samples ÷ every joule of the job, wasted ones too.
+/// Efficiency (samples/J): committed samples ÷ every joule of the job: its shards', wasted ones too, and its
+/// share of what the cluster idled away while it ran.
 ///
 /// Source: design, "η, σ and the objective".
 pub fn samples_per_joule(samples: f64, joules: f64) -> Option<f64> {

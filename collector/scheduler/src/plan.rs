@@ -20,12 +20,10 @@ pub struct NodeSnapshot {
     pub id: NodeId,
     /// What it computes like, for jobs that pin it.
     pub numerics: String,
-    /// Why it must get nothing (cordoned, busy, overlapping); `None` when it may.
+    /// Why it must get nothing, as one that only meters; `None` when it may.
     pub excluded: Option<String>,
     /// Whether its telemetry is fresh.
     pub fresh: bool,
-    /// Power of late, watts, where its telemetry is fresh.
-    pub power_watts: Option<f64>,
     /// Learned samples per second, by job.
     pub rates: BTreeMap<JobId, f64>,
 }
@@ -68,7 +66,7 @@ pub struct Allocation {
     pub node: NodeId,
     /// Share of the job's work, 0 to 1; a job's shares sum to 1, or to 0 where nobody may work on it.
     pub share: f64,
-    /// Why, for log, page and `wattmill job explain`.
+    /// Why, for the log, `wattmill nodes` and the status page.
     pub reason: String,
 }
 
@@ -167,7 +165,6 @@ mod tests {
             numerics: "n".into(),
             excluded: None,
             fresh,
-            power_watts: None,
             rates: rate.map(|r| (job().id, r)).into_iter().collect(),
         }
     }
@@ -199,15 +196,15 @@ mod tests {
     fn pinned_numerics_and_exclusions_are_said() {
         let mut other = node(2, Some(1.0), true);
         other.numerics = "m".into();
-        let mut cordoned = node(3, Some(1.0), true);
-        cordoned.excluded = Some("cordoned".into());
+        let mut meter = node(3, Some(1.0), true);
+        meter.excluded = Some("it has no worker".into());
         let jobs = vec![JobSnapshot { numerics: Some("n".into()), ..job() }];
-        let nodes = vec![node(1, Some(1.0), true), other, cordoned];
+        let nodes = vec![node(1, Some(1.0), true), other, meter];
         let plan = plan(&Snapshot { nodes, jobs }, &Policy::default(), &Plan::default());
         let shares: Vec<f64> = plan.allocations.iter().map(|a| a.share).collect();
         assert_eq!(shares, [1.0, 0.0, 0.0]);
         assert_eq!(plan.allocations[1].reason, "computes as m, the job is pinned to n");
-        assert_eq!(plan.allocations[2].reason, "cordoned");
+        assert_eq!(plan.allocations[2].reason, "it has no worker");
     }
 
     #[test]

@@ -23,10 +23,17 @@ pub enum Event {
         /// A repeated submission with this key is the same job.
         key: String,
     },
-    /// A user cancelled a job.
+    /// A user cancelled a job; one that is trained or has ended is left as it is.
     Cancelled {
         /// Which.
         job: JobId,
+    },
+    /// A user has quarantined shards tried anew.
+    Waived {
+        /// Whose.
+        job: JobId,
+        /// Which; all of the current round without it.
+        shard: Option<u32>,
     },
     /// A node opened a session; it replaces an older one of the node.
     Opened {
@@ -109,6 +116,8 @@ pub enum Event {
     Tick {
         /// Σ dense peak FLOP/s of the compute devices, where known.
         peak_flops: Option<f64>,
+        /// What the whole cluster took since the last tick that knew more, idle joules too.
+        cluster_microjoules: u64,
     },
 }
 

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use wattmill_protocol::job::Job;
 use wattmill_protocol::{Energy, Hash, JobId, NodeId, Token};
 
+/// Longest gap of Σ peaks that is bridged by the last known: telemetry that restarts is back by then.
+const MAX_PEAK_GAP_MS: u64 = 30_000;
+
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -158,8 +161,55 @@ pub struct JobRecord {
     pub unrecorded: u32,
     /// Time in which it ran.
     pub elapsed_ms: u64,
-    /// ∫ Σ peak FLOP/s dt while it ran: the denominator of its η. Absent while a peak is unknown.
+    /// ∫ Σ peak FLOP/s dt while it ran, over the time for which Σ is known.
     pub peak_flop_seconds: Option<f64>,
+    /// Σ peak FLOP/s as it was last known while it ran.
+    #[serde(default)]
+    pub last_peak_flops: Option<f64>,
+    /// Time in which it ran since Σ was last known.
+    #[serde(default)]
+    pub unpeaked_ms: u64,
+    /// What it answers for of the cluster's joules while it ran: its own, as they were known then, and its
+    /// share of what no job's shard took.
+    #[serde(default)]
+    pub cluster_microjoules: i64,
+    /// It failed since its data or its file is bad.
+    #[serde(default)]
+    pub bad_input: bool,
+}
+
+impl JobRecord {
+    /// Settled joules, committed and wasted.
+    pub fn settled_energy(&self) -> Energy {
+        self.nodes.values().map(|share| share.committed + share.wasted).sum()
+    }
+
+    /// Its share of what the cluster took while it ran and no job's shard used, when `own` is what its own
+    /// shards took.
+    pub fn idle_microjoules(&self, own: Energy) -> u64 {
+        u64::try_from(self.cluster_microjoules).unwrap_or(0).saturating_sub(own.total())
+    }
+
+    /// What the cluster's devices could have done while it ran: the denominator of its η. A gap in Σ peaks
+    /// counts with what was last known; a longer one, or one from the beginning on, leaves the figure absent
+    /// until Σ is known again.
+    pub fn able_flops(&self) -> Option<f64> {
+        let gap = match self.last_peak_flops {
+            Some(peak) if self.unpeaked_ms <= MAX_PEAK_GAP_MS => peak * self.unpeaked_ms as f64 / 1e3,
+            _ => return None,
+        };
+        Some(self.peak_flop_seconds? + gap)
+    }
+
+    /// It ran on, and Σ peaks is known or not. Time without one counts with the next that is known.
+    pub(crate) fn add_peaks(&mut self, peak_flops: Option<f64>, passed_ms: u64) {
+        self.unpeaked_ms += passed_ms;
+        if let Some(peak) = peak_flops {
+            let seconds = std::mem::take(&mut self.unpeaked_ms) as f64 / 1e3;
+            self.peak_flop_seconds = Some(self.peak_flop_seconds.unwrap_or(0.0) + peak * seconds);
+            self.last_peak_flops = Some(peak);
+        }
+    }
 }
 
 /// The manifest of a round: with this row the round is committed.

@@ -110,6 +110,8 @@ pub struct Shard {
     pub attempts: u32,
     /// Attempts that failed by themselves, or made no progress.
     pub failures: u32,
+    /// Why the last of them did.
+    pub error: Option<String>,
     /// Whose attempt failed last: another node is tried where there is one.
     pub avoid: Option<NodeId>,
 }
@@ -174,6 +176,7 @@ impl Round {
             newest: None,
             attempts: 0,
             failures: 0,
+            error: None,
             avoid: None,
         };
         Some(Self {

@@ -49,6 +49,15 @@ fn the_demo_trains_the_same_model_whatever_is_killed() {
         assert_eq!(energy.keys().collect::<Vec<_>>(), ["estimate"]);
     }
 
+    // Efficiency is over every joule, idle ones too, and the bill says the same.
+    let idle = figure("idle_joules");
+    let efficiency = figure("samples") / (joules + idle);
+    assert!(idle > 0.0 && (figure("samples_per_joule") / efficiency - 1.0).abs() < 1e-9, "{whole:#}");
+    let bill = std::fs::read(whole["report"].as_str().unwrap()).unwrap();
+    let bill: Value = serde_json::from_slice(&bill).unwrap();
+    assert_eq!(bill["energy_joules"]["idle_and_other"].as_f64(), Some(idle), "{bill:#}");
+    assert_eq!(bill["samples_per_joule"], whole["samples_per_joule"]);
+
     // The file is what the report says, and PyTorch's format: a length, a JSON header, four tensors.
     let bytes = std::fs::read(whole["model"].as_str().unwrap()).unwrap();
     assert_eq!(Hash::of(&bytes).to_string(), whole["model_sha256"]);

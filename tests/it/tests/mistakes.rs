@@ -140,7 +140,9 @@ async fn a_bad_job_or_bad_data_is_named_by_file_and_line() {
     let submit = |name: &str, text: &str| {
         let file = folder.join(name);
         fs::write(&file, text).unwrap();
-        cluster.tool(&["submit", file.to_str().unwrap()])
+        let mut command = cluster.tool(&["submit", file.to_str().unwrap(), "--model"]);
+        command.arg(folder.join("model.safetensors"));
+        command
     };
 
     let line = 1 + good.lines().position(|line| line.starts_with("epochs")).unwrap();

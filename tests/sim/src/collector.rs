@@ -10,7 +10,7 @@ use wattmill_protocol::{Hash, JobId, NodeId, Token};
 use wattmill_work::memory::{Memory, MemoryError};
 use wattmill_work::store::Store;
 use wattmill_work::{
-    Effect, Event, Message, Now, Reduction, Report, ShardResult, ShardState, Stored, Work, Write,
+    Effect, Event, Message, Now, Phase, Reduction, Report, ShardResult, ShardState, Stored, Work, Write,
 };
 
 use crate::assign;
@@ -138,7 +138,7 @@ impl Collector {
         match timer {
             CollectorTimer::Tick => {
                 context.after(TICK_MS, What::Collector { process, timer: CollectorTimer::Tick });
-                self.apply(context, network, Event::Tick { peak_flops: Some(1e9) })
+                self.apply(context, network, Event::Tick { peak_flops: Some(1e9), cluster_microjoules: 0 })
             }
             CollectorTimer::Grant => {
                 context.after(GRANT_MS, What::Collector { process, timer: CollectorTimer::Grant });
@@ -404,8 +404,9 @@ impl Collector {
         let stored = self.stored()?;
         let record = stored.jobs.iter().find(|record| record.id == job);
         hold(record.is_some(), || format!("{job} is acknowledged and not stored"))?;
-        let ended = record.is_some_and(|record| record.phase.ended());
-        hold(call == Call::Submit || ended, || format!("{job} is cancelled and not ended"))?;
+        // One that is trained is not cancelled: it ends by itself.
+        let over = record.is_some_and(|record| record.phase.ended() || record.phase == Phase::Settling);
+        hold(call == Call::Submit || over, || format!("{job} is cancelled and not ended"))?;
         if !(context.faults && context.random.chance(200)) {
             context.between(1, 100, What::Answer { user, call, job });
         }

@@ -30,6 +30,7 @@ pub fn event(event: &Event) -> String {
         Event::Reduced { job, round, reduction } => {
             format!("round {round} of {job} is reduced{}", if reduction.is_ok() { "" } else { " in vain" })
         }
+        Event::Waived { job, .. } => format!("quarantined shards of {job} are tried anew"),
         Event::Tick { .. } => "time passes".to_owned(),
     }
 }

@@ -131,10 +131,11 @@ impl Rapl {
     /// Finds what zones there are now. One that cannot be read is a zone too, and read again each time.
     fn look(&mut self) {
         let (zones, error) = list(&self.folder, &mut self.names);
-        for zone in zones.iter().filter(|zone| !self.zones.contains(zone)) {
+        let has = |zones: &[Zone], name: &str| zones.iter().any(|zone| zone.name == name);
+        for zone in zones.iter().filter(|zone| !has(&self.zones, &zone.name)) {
             tracing::info!(zone = zone.name, scope = zone.scope.map(Scope::as_str), "RAPL zone found");
         }
-        for zone in self.zones.iter().filter(|zone| !zones.iter().any(|z| z.name == zone.name)) {
+        for zone in self.zones.iter().filter(|zone| !has(&zones, &zone.name)) {
             tracing::warn!(zone = zone.name, "RAPL zone gone: its energy stands still");
         }
         (self.zones, self.error) = (zones, error);

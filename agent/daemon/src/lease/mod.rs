@@ -272,18 +272,17 @@ impl Leases {
     fn announce(&mut self) {
         let now = self.keeper.capability().clone();
         let Some(before) = self.announced.replace(now.clone()) else { return };
-        if before == now {
+        // An agent that stops needs its session to hand back what it has.
+        if before == now || self.services.stopping.is_cancelled() {
             return;
         }
         tracing::info!(numerics = now.numerics, slots = now.slots, "this node's capability changed");
         // What computed otherwise may not stand beside what this worker computes; without a worker nothing
         // that waits is ever begun. The next Hello does not name it, and the collector gives it to others.
-        let given_up = if before.numerics == now.numerics && now.slots > 0 {
-            Vec::new()
-        } else if before.numerics == now.numerics {
-            self.desk.unfinished()
-        } else {
-            self.desk.unreceived()
+        let given_up = match (before.numerics == now.numerics, now.slots) {
+            (false, _) => self.desk.unreceived(),
+            (true, 0) => self.desk.unfinished(),
+            (true, _) => Vec::new(),
         };
         given_up.into_iter().for_each(|token| self.drop_lease(token));
         self.session.reopen();

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio_stream::StreamExt as _;
 use wattmill_protocol::{Hash, v1};
 
 use crate::client::{Client, Error};
-use crate::watch::{self, Progress};
+use crate::watch::Progress;
 use crate::{Outputs, jobs, show};
 use cluster::Cluster;
 
@@ -25,6 +26,8 @@ const JOB: &str = include_str!("../../../../jobs/digits.toml");
 const JOB_DATA_URI: &str = "file:///usr/share/wattmill/digits.csv.gz";
 /// The first dashboard.
 const DASHBOARD: &str = include_str!("../../../../dashboards/cluster.json");
+/// How often the cluster is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long the cluster may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Rounds that `--kill-one` lets pass first, so that there is something to lose.
@@ -89,18 +92,19 @@ async fn train(
     write(folder, "job.toml", job.as_bytes())?;
     let mut client = Client::connect(&cluster.url).await?;
     ready(&mut client, cluster.agents()).await?;
-    let id = jobs::send(&mut client, job).await?;
-    if options.kill_one {
-        let killed = kill_one(&mut client, cluster, &id).await?;
+    let id = client.submit(job).await?;
+    if options.kill_one
+        && let Some(killed) = kill_one(&mut client, cluster, &id).await?
+    {
         progress.say(&format!("{killed} was killed (SIGKILL) with a live lease"));
     }
-    let view = jobs::follow(&mut client, &id, &mut progress).await?;
+    let view = jobs::follow(&client, &id, &mut progress).await?;
     jobs::check_ended(&view)?;
     let (view, report) = client.job(&id).await?;
     let outputs =
         Outputs { model: Some(folder.join("model.safetensors")), report: Some(folder.join("energy.json")) };
     jobs::save(&mut client, &view, &report, &outputs).await?;
-    let cluster_view = watch::stream(&mut client).await?.message().await?;
+    let cluster_view = client.watch(LOOK_EVERY).await?.next().await.transpose()?;
     let sigma = cluster_view.and_then(|v| v.storage_capacity_ratio);
     let report = serde_json::from_str(&report).map_err(|e| Error::Answer(e.to_string()))?;
     if !as_json {
@@ -140,13 +144,13 @@ async fn ready(client: &mut Client, agents: usize) -> Result<(), Error> {
         nodes.iter().filter(ready).count() == agents
     };
     let wait = async {
-        let mut views = watch::stream(client).await?;
-        while let Some(view) = views.message().await? {
+        let mut views = client.watch(LOOK_EVERY).await?;
+        while let Some(view) = views.next().await.transpose()? {
             if all(&view.nodes) {
                 return Ok(());
             }
         }
-        Err(Error::Answer("the collector ended the watch".to_owned()))
+        Err(client.ended())
     };
     tokio::time::timeout(READY_WITHIN, wait).await.unwrap_or_else(|_| {
         Err(Error::Demo(format!(
@@ -156,12 +160,17 @@ async fn ready(client: &mut Client, agents: usize) -> Result<(), Error> {
     })
 }
 
-/// Stops an agent, waits until it is sure to hold a lease, and kills it.
-async fn kill_one(client: &mut Client, cluster: &Cluster, job: &str) -> Result<String, Error> {
-    let mut views = watch::stream(client).await?;
+/// Stops an agent, waits until it is sure to hold a lease, and kills it; `None` where the job ended before
+/// there was one.
+async fn kill_one(client: &mut Client, cluster: &Cluster, job: &str) -> Result<Option<String>, Error> {
+    let mut views = client.watch(LOOK_EVERY).await?;
     let mut stopped: Option<String> = None;
-    while let Some(view) = views.message().await? {
-        let round = view.jobs.iter().find(|j| j.id == job).map_or(0, |j| j.round);
+    while let Some(view) = views.next().await.transpose()? {
+        let job = view.jobs.iter().find(|j| j.id == job);
+        if job.is_some_and(|job| job.ended) {
+            return Ok(None);
+        }
+        let round = job.map_or(0, |job| job.round);
         match &stopped {
             None if round >= ROUNDS_BEFORE_KILL => {
                 let victim = cluster.last_agent();
@@ -170,12 +179,12 @@ async fn kill_one(client: &mut Client, cluster: &Cluster, job: &str) -> Result<S
             }
             Some(victim) if view.nodes.iter().any(|n| n.name == *victim && n.running > 0) => {
                 cluster.signal(victim, Signal::KILL)?;
-                return Ok(victim.clone());
+                return Ok(Some(victim.clone()));
             }
             _ => {}
         }
     }
-    Err(Error::Answer("the collector ended the watch".to_owned()))
+    Err(client.ended())
 }
 
 fn print(finished: &Finished, begun: Instant, as_json: bool) {
@@ -187,7 +196,6 @@ fn print(finished: &Finished, begun: Instant, as_json: bool) {
         object["objective"] = json!(objective);
         object["dashboard"] = json!(dashboard);
         object["cluster_energy_joules"] = report["energy_joules"]["cluster"].clone();
-        object["idle_and_other_joules"] = report["energy_joules"]["idle_and_other"].clone();
         object["wall_seconds"] = json!(begun.elapsed().as_secs_f64());
         println!("{object}");
         return;
@@ -196,17 +204,19 @@ fn print(finished: &Finished, begun: Instant, as_json: bool) {
     let model = Hash::try_from(&view.model_hash[..]).map(|h| h.to_string()).unwrap_or_default();
     println!("Energy report of job {}", view.id);
     println!("{}\n", jobs::shares(view));
-    let idle = report["energy_joules"]["idle_and_other"].as_f64();
     let rows = [
         ("accuracy on held-out rows", show::maybe(view.accuracy, |a| format!("{a:.4}"))),
         ("training loss", show::maybe(view.loss, |l| format!("{l:.4}"))),
         ("committed work", committed.to_string()),
         ("wasted work", format!("{wasted}, {} requeues", view.requeues)),
-        ("idle and other, whole cluster", show::maybe(idle, |j| show::scaled(j, "J"))),
+        ("idle while it ran, whole cluster", show::scaled(view.idle_microjoules as f64 / 1e6, "J")),
         ("η, compute utilisation", show::maybe(view.mfu_ratio, show::percent)),
         ("σ, storage utilisation", show::maybe(*sigma, show::percent)),
         ("η·σ", show::maybe(objective, show::percent)),
-        ("efficiency", show::maybe(view.samples_per_joule, |s| show::scaled(s, "samples/J"))),
+        (
+            "efficiency, idle joules too",
+            show::maybe(view.samples_per_joule, |s| show::scaled(s, "samples/J")),
+        ),
         (
             "time",
             format!(
@@ -217,7 +227,7 @@ fn print(finished: &Finished, begun: Instant, as_json: bool) {
         ),
     ];
     for (what, figure) in rows {
-        println!("{what:<32} {figure}");
+        println!("{what:<33} {figure}");
     }
     println!();
     let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();

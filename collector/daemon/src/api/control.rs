@@ -14,6 +14,7 @@ use wattmill_protocol::job::Job;
 use wattmill_protocol::{Energy, Hash, InvalidId, JobId, NodeId, Token, v1};
 use wattmill_work::{Event, Failure, Prepared, Renewal, Report, Settlement, ShardResult};
 
+use crate::core::view::state;
 use crate::core::{Command, Handle, OpenRefused, Shard, round_bytes};
 use crate::state::Telemetry;
 
@@ -101,10 +102,26 @@ impl v1::control_server::Control for Control {
     ) -> Result<Response<v1::CancelJobReply>, Status> {
         let job = job_id(&request.into_inner().job)?;
         let id = job.clone();
-        if !self.ask(|reply| Command::Cancel { job, reply }).await? {
-            return Err(unknown_job(&id));
+        let stood = self.ask(|reply| Command::Cancel { job, reply }).await?;
+        let stood = stood.ok_or_else(|| unknown_job(&id))?;
+        Ok(Response::new(v1::CancelJobReply { state: state(stood).into() }))
+    }
+
+    async fn waive_shards(
+        &self,
+        request: Request<v1::WaiveShardsRequest>,
+    ) -> Result<Response<v1::WaiveShardsReply>, Status> {
+        let v1::WaiveShardsRequest { job, shard } = request.into_inner();
+        let job = job_id(&job)?;
+        let id = job.clone();
+        let waived = self.ask(|reply| Command::Waive { job, shard, reply }).await?;
+        let shards = waived.ok_or_else(|| unknown_job(&id))?;
+        if shards.is_empty() {
+            let which =
+                shard.map_or("no shard".to_owned(), |shard| format!("shard {shard} is not, or no shard"));
+            return Err(Status::failed_precondition(format!("{which} of job {id} is quarantined")));
         }
-        Ok(Response::new(v1::CancelJobReply {}))
+        Ok(Response::new(v1::WaiveShardsReply { shards }))
     }
 
     async fn list_jobs(

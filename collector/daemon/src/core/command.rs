@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use wattmill_protocol::job::Job;
 use wattmill_protocol::{Hash, JobId, NodeId, v1};
-use wattmill_work::{Event, Report};
+use wattmill_work::{Event, Phase, Report};
 
 use crate::reduce::Outcome;
 
@@ -62,12 +62,21 @@ pub(crate) enum Command {
         /// Answered once it is durable.
         reply: Submitted,
     },
-    /// A user cancels a job; the answer is whether it is known.
+    /// A user cancels a job; the answer is where it stood, `None` when it is unknown.
     Cancel {
         /// Which.
         job: JobId,
         /// Answered once it is durable.
-        reply: oneshot::Sender<bool>,
+        reply: oneshot::Sender<Option<Phase>>,
+    },
+    /// A user has quarantined shards tried anew; the answer is which, `None` when the job is unknown.
+    Waive {
+        /// Whose.
+        job: JobId,
+        /// Which; all without it.
+        shard: Option<u32>,
+        /// Answered once it is durable.
+        reply: oneshot::Sender<Option<Vec<u32>>>,
     },
     /// A user wants a job's energy report (JSON).
     EnergyReport {

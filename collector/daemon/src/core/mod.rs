@@ -6,12 +6,17 @@
 
 mod command;
 mod effects;
+mod literal;
 mod planner;
 mod points;
 mod report;
 mod sessions;
 mod traces;
 pub(crate) mod view;
+mod waits;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
@@ -30,6 +35,7 @@ use crate::state::{Rollup, Telemetry};
 use crate::store::{Sqlite, StoreError};
 
 pub(crate) use command::{Command, OpenRefused, Shard};
+use literal::Literal;
 pub(crate) use planner::round_bytes;
 use sessions::Sessions;
 pub(crate) use traces::Traces;
@@ -74,6 +80,9 @@ pub(crate) struct Core {
     /// Joules of the cluster when each job was submitted, while this collector runs.
     energy_at_submission: BTreeMap<JobId, Energy>,
     energy_at_end: BTreeMap<JobId, Energy>,
+    /// The cluster's joules that were shared out among jobs, or came when none ran.
+    shared_microjoules: u64,
+    literal: Literal,
     /// Positions of the nodes' spools that survive a crash.
     durable: BTreeMap<NodeId, u64>,
     /// As exposed: an estimate that a ledger corrects downwards must not take a counter back.
@@ -108,6 +117,7 @@ impl Core {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (views, view) = watch::channel(Arc::new(View::default()));
         let live = LiveTokens::default();
+        let shared_microjoules = rollups.borrow().energy.values().copied().sum::<Energy>().total();
         let handle = Handle { commands: sender.clone(), views: view, live: Arc::clone(&live) };
         let core = Self {
             work,
@@ -124,6 +134,8 @@ impl Core {
             ticks: 0,
             energy_at_submission: BTreeMap::new(),
             energy_at_end: BTreeMap::new(),
+            shared_microjoules,
+            literal: Literal::default(),
             durable: durable.into_iter().collect(),
             wasted_joules: BTreeMap::new(),
             commits: 0,
@@ -169,8 +181,7 @@ impl Core {
                 self.take(command);
             }
             if ticked {
-                let peak_flops = self.rollups.borrow().peak_flops;
-                self.apply(Event::Tick { peak_flops });
+                self.pass_time();
                 self.ticks += 1;
             }
             if ticked && self.ticks.is_multiple_of(TICKS_PER_PLAN) {
@@ -223,11 +234,20 @@ impl Core {
                 }));
             }
             Command::Cancel { job, reply } => {
-                let known = self.work.job(&job).is_some();
+                let stood = self.work.job(&job).map(|record| record.phase);
                 self.apply(Event::Cancelled { job });
                 self.sessions.waiting.push(Box::new(move || {
                     // A user who left does not read it.
-                    let _ = reply.send(known);
+                    let _ = reply.send(stood);
+                }));
+            }
+            Command::Waive { job, shard, reply } => {
+                let waived = self.work.job(&job).map(|_| waits::quarantined(&self.work, &job, shard));
+                tracing::info!(%job, shards = ?waived, "quarantined shards are tried anew");
+                self.apply(Event::Waived { job, shard });
+                self.sessions.waiting.push(Box::new(move || {
+                    // A user who left does not read it.
+                    let _ = reply.send(waived);
                 }));
             }
             Command::EnergyReport { job, reply } => {
@@ -288,6 +308,7 @@ impl Core {
         }
         if report.result.is_ok() {
             self.profiles.observe(&report.job, &node, shard.samples, shard.seconds);
+            self.literal.observe(shard.seconds);
         }
         self.apply(Event::Reported { node, report });
     }
@@ -312,6 +333,15 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// A tick of the state machine, with what the roll-up says of the time since the last one.
+    fn pass_time(&mut self) {
+        let peak_flops = self.rollups.borrow().peak_flops;
+        let total = self.cluster_energy().total();
+        let cluster_microjoules = total.saturating_sub(self.shared_microjoules);
+        self.shared_microjoules = self.shared_microjoules.max(total);
+        self.apply(Event::Tick { peak_flops, cluster_microjoules });
     }
 
     fn cluster_energy(&self) -> Energy {

@@ -12,6 +12,9 @@ use wattmill_work::{Event, JobRecord, Round, ShardState, Task};
 
 use super::Core;
 
+/// Why a node without slots gets no work.
+pub(crate) const NO_WORKER: &str = "it has no worker";
+
 impl Core {
     /// Looks at the whole cluster and plans anew.
     pub(crate) fn replan(&mut self) {
@@ -44,9 +47,8 @@ impl Core {
             NodeSnapshot {
                 id: id.clone(),
                 numerics: capability.numerics.clone(),
-                excluded: (capability.slots == 0).then(|| "it has no worker".to_owned()),
+                excluded: (capability.slots == 0).then(|| NO_WORKER.to_owned()),
                 fresh: figures.is_some_and(|f| f.fresh),
-                power_watts: figures.and_then(|f| f.power_watts),
                 rates: rates.collect(),
             }
         };

@@ -1,15 +1,15 @@
 //! Metrics of jobs and of the core itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wattmill_protocol::catalogue as metrics;
 use wattmill_protocol::exposition::Point;
-use wattmill_protocol::{Energy, v1};
-use wattmill_scheduler::efficiency::{self, LiteralInputs};
+use wattmill_protocol::{Energy, Source, v1};
+use wattmill_scheduler::efficiency;
 use wattmill_work::{AccountOutcome, JobRecord, NodeShare, WasteReason};
 
-use super::Core;
 use super::view::shard_states;
+use super::{Core, literal};
 
 /// How long an ended job stays in `/metrics`: long enough for any scrape to see its last values.
 const EXPOSED_AFTER_END_MS: i64 = 3_600_000;
@@ -36,10 +36,12 @@ fn job_points(points: &mut Vec<Point>, core: &Core, job: &JobRecord, view: &v1::
     // Settled joules alone: they only grow, as a counter must.
     let settled = |of: fn(&NodeShare) -> Energy| job.nodes.values().map(of).sum::<Energy>();
     let outcomes = [("committed", settled(|n| n.committed)), ("wasted", settled(|n| n.wasted))];
+    // Zeros from the start, for each source that the cluster has: `increase` would miss the first value.
+    let metered: BTreeSet<Source> = core.rollups.borrow().metered.iter().map(|(_, source)| *source).collect();
     for (outcome, energy) in outcomes {
-        for (source, microjoules) in energy.parts() {
-            let labels = [id, outcome, source.as_str()];
-            points.push(Point::new(&metrics::JOB_ENERGY, &labels, microjoules as f64 / 1e6));
+        for source in Source::ALL.into_iter().filter(|s| metered.contains(s) || energy.get(*s) > 0) {
+            let joules = energy.get(source) as f64 / 1e6;
+            points.push(Point::new(&metrics::JOB_ENERGY, &[id, outcome, source.as_str()], joules));
         }
     }
     if !job.phase.ended() {
@@ -63,8 +65,11 @@ fn core_points(core: &Core, cluster: &v1::ClusterView) -> Vec<Point> {
     ];
     // Every reason from the start: a counter that appears with its first event hides it from `increase`.
     for reason in WasteReason::ALL {
-        let requeues: u32 = core.work.jobs().filter_map(|job| job.requeues.get(&reason)).sum();
-        points.push(Point::new(&metrics::RESCHEDULES, &[reason.as_str()], f64::from(requeues)));
+        // A job that ended wastes joules, but nothing of it is given anew.
+        if reason != WasteReason::JobEnded {
+            let requeues: u32 = core.work.jobs().filter_map(|job| job.requeues.get(&reason)).sum();
+            points.push(Point::new(&metrics::RESCHEDULES, &[reason.as_str()], f64::from(requeues)));
+        }
         let wasted = core.wasted_joules.get(&reason).copied().unwrap_or(0.0);
         points.push(Point::new(&metrics::CLUSTER_WASTED, &[reason.as_str()], wasted));
     }
@@ -92,30 +97,13 @@ fn bounds(core: &Core, points: &mut Vec<Point>) {
         rollup.storage.network_bytes_per_second,
     );
     points.extend(bound.map(|s| Point::new(&metrics::CLUSTER_TRANSFER_BOUND, &[], s)));
-    let shards = |job: &&JobRecord| core.work.round(&job.id).map_or(0, |r| r.shards.len());
-    let open: usize = running.iter().map(shards).sum();
-    let finished: u64 = core.work.jobs().flat_map(|j| j.nodes.values()).map(|n| n.shards).sum();
-    let elapsed: f64 = core.work.jobs().map(|j| j.elapsed_ms as f64 / 1e3).sum();
-    if finished == 0 {
-        return;
-    }
-    let literal = LiteralInputs {
-        open_shards: open as u64,
-        seconds_per_shard: Some(elapsed / finished as f64),
-        relative_speed: Some(1.0),
-        nodes: core.sessions.iter().count() as u64,
-        data_shards: finished,
-        storage_nodes: rollup.storage.hosts,
-        bytes_per_shard: mean_shard_bytes(&running),
-        bytes_per_storage_node: (rollup.storage.hosts > 0)
-            .then(|| rollup.storage.size_bytes / rollup.storage.hosts as f64),
-    };
+    let literal = literal::inputs(core);
     points.extend(literal.seed_eta_literal().map(|v| Point::new(&metrics::CLUSTER_SEED_ETA, &[], v)));
     points.extend(literal.seed_sigma_literal().map(|v| Point::new(&metrics::CLUSTER_SEED_SIGMA, &[], v)));
 }
 
 /// Bytes of a row: f32 features and a label.
-fn row_bytes(job: &JobRecord) -> f64 {
+pub(super) fn row_bytes(job: &JobRecord) -> f64 {
     (f64::from(job.spec.data.features) + 1.0) * 4.0
 }
 
@@ -124,12 +112,6 @@ fn row_bytes(job: &JobRecord) -> f64 {
 fn unread_bytes(job: &JobRecord) -> f64 {
     let rows = job.prepared.map_or(0, |p| p.training_rows).saturating_sub(job.samples);
     rows as f64 * row_bytes(job)
-}
-
-/// Mean bytes of a running job's shard.
-fn mean_shard_bytes(jobs: &[&JobRecord]) -> Option<f64> {
-    let bytes = |job: &&JobRecord| f64::from(job.spec.training.shard_size) * row_bytes(job);
-    (!jobs.is_empty()).then(|| jobs.iter().map(bytes).sum::<f64>() / jobs.len() as f64)
 }
 
 /// Joules wasted so far, by reason, settled or as far as they are known.

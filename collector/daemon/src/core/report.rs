@@ -6,7 +6,7 @@ use serde::Serialize;
 use wattmill_protocol::{Energy, JobId, Source};
 
 use super::Core;
-use super::view::{job_energy, job_mfu};
+use super::view::{all_joules, job_energy, job_mfu};
 
 /// The report as it is written: every amount in joules by source, since measured and estimated joules
 /// are never summed silently.
@@ -26,7 +26,9 @@ struct EnergyReport {
     useful_flops: u64,
     elapsed_seconds: f64,
     mfu_ratio: Option<f64>,
+    /// Over committed, wasted and idle joules.
     samples_per_joule: Option<f64>,
+    /// Likewise.
     flops_per_joule: Option<f64>,
     loss: Option<f64>,
     held_out_loss: Option<f64>,
@@ -49,8 +51,9 @@ struct Joules {
     /// What the whole cluster took from submission to end, idle joules too; absent when the collector
     /// was restarted in between.
     cluster: Option<BTreeMap<&'static str, f64>>,
-    /// The cluster's joules that no shard of this job took: idle, other programs, other jobs.
-    idle_and_other: Option<f64>,
+    /// The job's share of what the cluster took while it ran and no job's shard used: idle, other programs.
+    /// Jobs that run at once share it equally.
+    idle_and_other: f64,
 }
 
 #[derive(Serialize)]
@@ -68,7 +71,7 @@ impl Core {
     pub(crate) fn energy_report(&self, id: &JobId) -> Option<String> {
         let job = self.work.job(id)?;
         let (committed, wasted) = job_energy(self, job);
-        let all = (committed + wasted).total_joules();
+        let all = all_joules(job, committed + wasted);
         let confirmed: Energy = job.wasted.values().copied().sum();
         let cluster = self.cluster_share(id);
         let nodes = job.nodes.iter().map(|(node, share)| NodeReport {
@@ -103,7 +106,7 @@ impl Core {
                 wasted: joules(wasted),
                 wasted_by_reason: job.wasted.iter().map(|(r, e)| (r.as_str(), e.total_joules())).collect(),
                 wasted_unconfirmed: wasted.saturating_sub(confirmed).total_joules(),
-                idle_and_other: cluster.map(|c| (c.total_joules() - all).max(0.0)),
+                idle_and_other: job.idle_microjoules(committed + wasted) as f64 / 1e6,
                 cluster: cluster.map(joules),
             },
             nodes: nodes.collect(),

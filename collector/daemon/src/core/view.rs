@@ -7,7 +7,7 @@ use wattmill_protocol::{Energy, JobId, NodeId, v1};
 use wattmill_scheduler::efficiency;
 use wattmill_work::{AccountOutcome, JobRecord, NodeShare, Phase, ShardState};
 
-use super::{Core, points};
+use super::{Core, points, waits};
 use crate::state::{NodeRollup, Target};
 
 /// The published picture.
@@ -76,6 +76,7 @@ fn node_view(core: &Core, id: &NodeId, figures: Option<&NodeRollup>) -> v1::Node
     let allocation = core.plan.allocations.iter().find(|a| a.node == *id);
     let excluded = match (connected, allocation) {
         (None, _) => "not connected".to_owned(),
+        (Some(connected), _) if connected.hello.slots == 0 => super::planner::NO_WORKER.to_owned(),
         (Some(_), Some(allocation)) if allocation.share == 0.0 => allocation.reason.clone(),
         _ => String::new(),
     };
@@ -120,7 +121,12 @@ pub(crate) fn job_energy(core: &Core, job: &JobRecord) -> (Energy, Energy) {
 
 /// η of a job: its useful FLOPs ÷ what the cluster's devices could have done while it ran.
 pub(crate) fn job_mfu(job: &JobRecord) -> Option<f64> {
-    efficiency::mfu_ratio(job.useful_flops as f64, job.peak_flop_seconds.filter(|p| *p > 0.0))
+    efficiency::mfu_ratio(job.useful_flops as f64, job.able_flops().filter(|able| *able > 0.0))
+}
+
+/// Every joule of a job, for its efficiency: its shards', wasted ones too, and its share of what idled.
+pub(crate) fn all_joules(job: &JobRecord, own: Energy) -> f64 {
+    own.total_joules() + job.idle_microjoules(own) as f64 / 1e6
 }
 
 fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
@@ -136,7 +142,7 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
         id: job.id.to_string(),
         name: job.spec.name.clone(),
         state: state(job.phase).into(),
-        reason: job.reason.clone().unwrap_or_default(),
+        reason: waits::reason(&core.work, job).unwrap_or_default(),
         round: job.round,
         rounds,
         epoch: epochs.min((progress * f64::from(epochs)) as u32 + u32::from(job.round > 0)),
@@ -152,7 +158,7 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
         mfu_ratio: job_mfu(job),
         samples_per_joule: efficiency::samples_per_joule(
             job.samples as f64,
-            (committed + wasted).total_joules(),
+            all_joules(job, committed + wasted),
         ),
         useful_flops: job.useful_flops,
         model_hash: job.parameters.map(wattmill_protocol::Hash::to_bytes).unwrap_or_default(),
@@ -174,6 +180,8 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
             .collect(),
         submitted_unix_ms: job.submitted_unix_ms,
         ended_unix_ms: job.ended_unix_ms.unwrap_or(0),
+        bad_input: job.bad_input,
+        idle_microjoules: job.idle_microjoules(committed + wasted),
     }
 }
 

@@ -7,7 +7,7 @@
 //! says what share of the known ones that is; energy is of all nodes and never goes down; what a host
 //! shares counts once; a figure with an unknown input is absent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wattmill_protocol::catalogue as metrics;
 use wattmill_protocol::exposition::Point;
@@ -44,6 +44,8 @@ pub(crate) struct Rollup {
     pub(crate) power_watts: Option<f64>,
     /// Energy of all nodes since each joined, by scope; scopes do not overlap.
     pub(crate) energy: BTreeMap<Box<str>, Energy>,
+    /// Scopes and sources that any node meters, be it zero joules so far.
+    pub(crate) metered: BTreeSet<(Box<str>, Source)>,
     /// η of the last minute.
     pub(crate) mfu_ratio: Option<f64>,
     /// Mean utilisation that the compute devices report.
@@ -147,7 +149,9 @@ impl State {
         let watts = fresh.iter().filter_map(|node| node.counted_watts());
         rollup.power_watts = watts.fold(None, |sum, watts| Some(sum.unwrap_or(0.0) + watts));
         for node in self.nodes.values() {
-            for scope in node.energy.keys() {
+            for (scope, by_source) in &node.energy {
+                let there = Source::ALL.into_iter().zip(by_source).filter(|(_, total)| total.is_some());
+                rollup.metered.extend(there.map(|(source, _)| (scope.clone(), source)));
                 let energy = node.counted_energy_of(scope);
                 *rollup.energy.entry(scope.clone()).or_insert(Energy::ZERO) += energy;
             }
@@ -352,13 +356,10 @@ pub(crate) fn points(rollup: &Rollup) -> Vec<Point> {
     for (op, ratio) in Op::ALL.into_iter().zip(rollup.storage.bandwidth_ratio) {
         points.extend(ratio.map(|r| Point::new(&metrics::CLUSTER_STORAGE_BANDWIDTH, &[op.as_str()], r)));
     }
-    for (scope, energy) in &rollup.energy {
-        for source in Source::ALL {
-            let joules = energy.get(source) as f64 / 1e6;
-            if joules > 0.0 {
-                points.push(Point::new(&metrics::CLUSTER_ENERGY, &[scope, source.as_str()], joules));
-            }
-        }
+    // Zeros too: a counter that appears with its first joules hides them from `increase`.
+    for (scope, source) in &rollup.metered {
+        let joules = rollup.energy.get(scope).map_or(0, |energy| energy.get(*source)) as f64 / 1e6;
+        points.push(Point::new(&metrics::CLUSTER_ENERGY, &[scope, source.as_str()], joules));
     }
     for node in rollup.nodes.iter().filter(|node| node.fresh) {
         if let Some(watts) = node.power_watts {

@@ -51,10 +51,17 @@ impl Work {
             unrecorded: 0,
             elapsed_ms: 0,
             peak_flop_seconds: Some(0.0),
+            last_peak_flops: None,
+            unpeaked_ms: 0,
+            cluster_microjoules: 0,
+            bad_input: false,
         };
         let round = Round::next(&job);
         let since_generation = self.generation;
-        self.running.insert(id.clone(), Running { round, since_generation, settle_ends_ms: None });
+        self.running.insert(
+            id.clone(),
+            Running { round, since_generation, settle_ends_ms: None, spent_microjoules: 0 },
+        );
         out.changed.insert(id.clone());
         self.jobs.insert(id, job);
     }
@@ -71,6 +78,30 @@ impl Work {
             self.finish_when_settled(&job, now, out);
         }
         out.send(node, Message::Settled { sequence: self.accounts.settled_through(node) });
+    }
+
+    /// A job that is trained stays so: only its last joules are awaited.
+    pub(super) fn cancelled(&mut self, job: &JobId, now: Now, out: &mut Step) {
+        if self.jobs.get(job).is_some_and(|record| record.phase != Phase::Settling) {
+            self.end_job(job, Phase::Cancelled, None, now, out);
+        }
+    }
+
+    /// Quarantined shards are tried anew, with as many attempts as at first.
+    pub(super) fn waived(&mut self, job: &JobId, shard: Option<u32>, out: &mut Step) {
+        let Some(round) = self.running.get_mut(job).and_then(|r| r.round.as_mut()) else { return };
+        let meant = |index: usize| shard.is_none_or(|shard| shard as usize == index);
+        for (index, state) in round.shards.iter_mut().enumerate() {
+            if state.state == ShardState::Quarantined && meant(index) {
+                state.state = ShardState::Pending;
+                state.failures = 0;
+            }
+        }
+        let blocked = round.shards.iter().any(|s| s.state == ShardState::Quarantined);
+        if let Some(record) = self.jobs.get_mut(job).filter(|_| !blocked) {
+            record.reason = None;
+            out.changed.insert(job.clone());
+        }
     }
 
     pub(super) fn end_job(

@@ -124,7 +124,8 @@ impl Work {
             }
         }
         for (id, lease) in lost {
-            if let Some(job) = self.jobs.get_mut(&id) {
+            // The shards of a job that ended are not given anew.
+            if let Some(job) = self.jobs.get_mut(&id).filter(|_| reason != WasteReason::JobEnded) {
                 *job.requeues.entry(reason).or_default() += 1;
             }
             let outcome = AccountOutcome::Wasted(reason);

@@ -6,6 +6,7 @@ mod read;
 mod reductions;
 mod reports;
 mod sessions;
+mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,6 +46,8 @@ struct Running {
     since_generation: u32,
     /// When settling gives up; `None` before.
     settle_ends_ms: Option<u64>,
+    /// What the job's shards had taken when the cluster's joules were last shared out.
+    spent_microjoules: i64,
 }
 
 /// The state of all jobs and leases.
@@ -84,6 +87,7 @@ impl Work {
                 round: if settling { None } else { Round::next(job) },
                 since_generation: job.generation,
                 settle_ends_ms: settling.then_some(now.monotonic_ms + settings.settle_ms),
+                spent_microjoules: work.spent_microjoules(&job.id),
             };
             work.running.insert(job.id.clone(), running);
             work.recovering_until_ms = now.monotonic_ms + settings.grace_ms;
@@ -96,7 +100,8 @@ impl Work {
         let mut out = Step::default();
         match event {
             Event::Submitted { job, spec, key } => self.submitted(job, spec, key, now, &mut out),
-            Event::Cancelled { job } => self.end_job(&job, Phase::Cancelled, None, now, &mut out),
+            Event::Cancelled { job } => self.cancelled(&job, now, &mut out),
+            Event::Waived { job, shard } => self.waived(&job, shard, &mut out),
             Event::Opened { node, session, capability, held } => {
                 self.opened(&node, session, capability, &held, now, &mut out);
             }
@@ -115,7 +120,10 @@ impl Work {
             }
             Event::Computed { job, round, reduction } => self.computed(&job, round, reduction),
             Event::Reduced { job, round, reduction } => self.reduced(&job, round, reduction, now, &mut out),
-            Event::Tick { peak_flops } => self.tick(peak_flops, now, &mut out),
+            Event::Tick { peak_flops, cluster_microjoules } => {
+                self.share(cluster_microjoules);
+                self.tick(peak_flops, now, &mut out);
+            }
         }
         let Step { mut writes, effects, changed } = out;
         let records = changed.iter().filter_map(|id| self.jobs.get(id));
@@ -129,8 +137,7 @@ impl Work {
         for id in self.running.keys() {
             let Some(job) = self.jobs.get_mut(id).filter(|j| j.phase == Phase::Training) else { continue };
             job.elapsed_ms += passed_ms;
-            let add = |sum: f64| peak_flops.map(|peak| sum + peak * passed_ms as f64 / 1e3);
-            job.peak_flop_seconds = job.peak_flop_seconds.and_then(add);
+            job.add_peaks(peak_flops, passed_ms);
         }
         let lost: BTreeSet<NodeId> = self
             .sessions

@@ -79,12 +79,17 @@ impl Work {
         let tokens = record.last_tokens.clone();
         let next = Round::next(record);
         let refused = impossible(record);
+        record.bad_input = refused.is_some();
         if next.is_none() {
             record.phase = Phase::Settling;
         }
         let settle_ends_ms = next.is_none().then_some(now.monotonic_ms + self.settings.settle_ms);
         let since_generation = self.generation;
-        self.running.insert(job.clone(), Running { round: next, since_generation, settle_ends_ms });
+        let spent_microjoules = self.running.get(job).map_or(0, |r| r.spent_microjoules);
+        self.running.insert(
+            job.clone(),
+            Running { round: next, since_generation, settle_ends_ms, spent_microjoules },
+        );
         self.accounts.close_folded(job, out);
         for token in tokens {
             self.accounts.conclude(token, AccountOutcome::Committed, now, &mut self.jobs, out);

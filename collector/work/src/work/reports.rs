@@ -68,9 +68,13 @@ impl Work {
         self.lose(reason, now, out, |l| l.token == token);
         let Some(state) = self.shard_mut(job, shard) else { return };
         state.failures += 1;
+        state.error = Some(failure.message.clone());
         let prepares = state.task == Task::Prepare;
         if prepares && (failure.bad_input || state.failures >= max_failures) {
             let reason = Some(failure.message.clone());
+            if let Some(record) = self.jobs.get_mut(job) {
+                record.bad_input = failure.bad_input;
+            }
             self.end_job(job, Phase::Failed, reason, now, out);
         } else if state.failures >= max_failures {
             let reason = format!(

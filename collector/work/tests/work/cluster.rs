@@ -109,10 +109,20 @@ impl Cluster {
         self.stored().jobs.into_iter().find(|record| record.id == job).unwrap()
     }
 
+    /// What a tick says.
+    pub(crate) fn tick(&mut self, peak_flops: Option<f64>, cluster_microjoules: u64) -> Vec<Effect> {
+        self.apply(Event::Tick { peak_flops, cluster_microjoules })
+    }
+
+    /// Time passes without a tick.
+    pub(crate) fn pass(&mut self, ms: u64) {
+        self.now_ms += ms;
+    }
+
     /// Time passes, with a tick at its end.
     pub(crate) fn wait(&mut self, ms: u64) -> Vec<Effect> {
         self.now_ms += ms;
-        self.apply(Event::Tick { peak_flops: None })
+        self.tick(None, 0)
     }
 
     /// Node `n` opens a session with the leases that it holds; returns the session's number.

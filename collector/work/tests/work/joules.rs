@@ -1,6 +1,8 @@
 //! Joules: each one is counted once, as committed or as waste.
 
-use wattmill_protocol::{Energy, Source, Token};
+use std::sync::Arc;
+
+use wattmill_protocol::{Energy, JobId, Source, Token};
 use wattmill_work::{
     AccountOutcome, Effect, Event, MAX_UNSETTLED, Message, Phase, UnsettledLease, WasteReason,
 };
@@ -124,6 +126,27 @@ fn waste_is_known_until_its_round_is_over() {
     cluster.finish_round(2);
     assert!(!kept(&mut cluster));
     assert_eq!(cluster.record().wasted[&WasteReason::HandedBack], counted(5), "once");
+}
+
+#[test]
+fn a_job_answers_for_its_own_joules_and_its_share_of_the_idle_ones() {
+    let mut cluster = Cluster::prepared();
+    let alone = |cluster: &Cluster| cluster.work.job(&cluster.job).unwrap().cluster_microjoules;
+    cluster.tick(None, 100);
+    assert_eq!(alone(&cluster), 100, "all of them, while it is alone");
+    let (token, other) = (cluster.grant(0, 1), "other-1".parse::<JobId>().unwrap());
+    let spec = Arc::clone(&cluster.work.job(&cluster.job).unwrap().spec);
+    cluster.apply(Event::Submitted { job: other.clone(), spec, key: String::new() });
+    cluster.renew(1, token, 1, counted(30), 0.0);
+    cluster.tick(None, 101);
+    // 30 are its own; of the 71 that idled one job has 36, the other 35.
+    assert_eq!(alone(&cluster), 100 + 30 + 35);
+    assert_eq!(cluster.work.job(&other).unwrap().cluster_microjoules, 36);
+    let record = cluster.work.job(&cluster.job).unwrap();
+    assert_eq!(record.idle_microjoules(counted(30)), 135);
+    cluster.crash();
+    cluster.tick(None, 0);
+    assert_eq!(cluster.work.job(&other).unwrap().cluster_microjoules, 0, "as of its last write");
 }
 
 /// The leases that a node is asked for.

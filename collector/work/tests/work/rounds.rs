@@ -3,7 +3,7 @@
 use wattmill_protocol::Hash;
 use wattmill_work::{Effect, Event, Message, Phase, Reduction, ReportOutcome, ShardState, Task, WasteReason};
 
-use crate::cluster::{Cluster, node};
+use crate::cluster::{Cluster, counted, node};
 
 #[test]
 fn a_job_runs_from_its_first_round_to_its_last_joule() {
@@ -66,6 +66,7 @@ fn a_failed_preparation_fails_the_job() {
     assert_eq!(cluster.fail(1, token, 0, true), ReportOutcome::Failed);
     let record = cluster.record();
     assert_eq!((record.phase, record.reason.as_deref()), (Phase::Failed, Some("no memory")));
+    assert!(record.bad_input, "its user must mend it");
     assert!(cluster.work.round(&cluster.job).is_none());
 }
 
@@ -86,6 +87,86 @@ fn a_shard_that_fails_three_times_is_quarantined_until_a_restart() {
     cluster.wait(cluster.settings.grace_ms);
     cluster.finish_round(1);
     assert_eq!(cluster.record().reason, None, "what was blocked goes on");
+}
+
+#[test]
+fn a_preparation_that_fails_by_itself_is_not_the_datas_fault() {
+    let mut cluster = Cluster::new();
+    cluster.open(1, &[]);
+    for _ in 0..cluster.settings.max_failures {
+        let token = cluster.grant(0, 1);
+        cluster.fail(1, token, 0, false);
+    }
+    let record = cluster.record();
+    assert_eq!((record.phase, record.bad_input), (Phase::Failed, false));
+}
+
+#[test]
+fn a_quarantined_shard_is_tried_anew_once_waived() {
+    let mut cluster = Cluster::prepared();
+    for shard in [0, 1] {
+        for _ in 0..3 {
+            let token = cluster.grant(shard, 1);
+            cluster.fail(1, token, shard, false);
+        }
+    }
+    let (job, wrong) = (cluster.job.clone(), Some(7));
+    cluster.apply(Event::Waived { job: job.clone(), shard: wrong });
+    cluster.apply(Event::Waived { job: job.clone(), shard: Some(1) });
+    assert_eq!((cluster.state(0), cluster.state(1)), (&ShardState::Quarantined, &ShardState::Pending));
+    assert!(cluster.record().reason.is_some(), "the other one is still in the way");
+    let token = cluster.grant(1, 1);
+    cluster.fail(1, token, 1, false);
+    assert_eq!(cluster.state(1), &ShardState::Pending, "failures count anew");
+    cluster.apply(Event::Waived { job, shard: None });
+    assert_eq!(cluster.record().reason, None);
+    cluster.finish_round(1);
+    assert_eq!(cluster.record().round, 2);
+}
+
+#[test]
+fn a_job_that_is_trained_is_not_cancelled() {
+    let mut cluster = Cluster::prepared();
+    cluster.finish_round(1);
+    cluster.finish_round(1);
+    let job = cluster.job.clone();
+    cluster.apply(Event::Cancelled { job });
+    assert_eq!(cluster.record().phase, Phase::Settling);
+    cluster.wait(cluster.settings.settle_ms);
+    assert_eq!(cluster.record().phase, Phase::Finished);
+}
+
+#[test]
+fn shards_of_a_job_that_ended_are_not_given_anew() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    let job = cluster.job.clone();
+    cluster.apply(Event::Cancelled { job });
+    cluster.settle(1, 1, token, counted(5));
+    let record = cluster.record();
+    assert_eq!((record.phase, record.requeues.len()), (Phase::Cancelled, 0));
+    assert_eq!(record.wasted[&WasteReason::JobEnded], counted(5));
+}
+
+#[test]
+fn time_without_peaks_does_not_take_eta_away() {
+    let mut cluster = Cluster::prepared();
+    let able = |cluster: &Cluster| cluster.work.job(&cluster.job).unwrap().able_flops();
+    let tick = |cluster: &mut Cluster, ms, peak| {
+        cluster.pass(ms);
+        cluster.tick(peak, 0);
+    };
+    tick(&mut cluster, 1_000, None);
+    assert_eq!(able(&cluster), None, "nothing is guessed");
+    tick(&mut cluster, 1_000, Some(10.0));
+    // The first tick of all only sets the clock.
+    assert_eq!(able(&cluster), Some(10.0));
+    tick(&mut cluster, 2_000, None);
+    assert_eq!(able(&cluster), Some(30.0), "the last known");
+    tick(&mut cluster, 60_000, None);
+    assert_eq!(able(&cluster), None, "known no more");
+    tick(&mut cluster, 1_000, Some(20.0));
+    assert_eq!(able(&cluster), Some(10.0 + 63.0 * 20.0));
 }
 
 #[test]

@@ -205,11 +205,11 @@ mod tests {
         sum.add(&model(), cpu(50, 150), seconds(8));
         assert_eq!(sum.microjoules, 40_000_000);
         // The longest window, and a bit, as windows come.
-        let longest = MAX_INTERVAL + Duration::from_millis(1);
+        let longest = MAX_INTERVAL + Duration::from_millis(125);
         sum.add(&model(), cpu(50, 250), seconds(8) + longest);
-        assert_eq!((sum.microjoules, sum.unread), (140_010_000, 0));
+        assert_eq!((sum.microjoules, sum.unread), (141_250_000, 0));
         sum.add(&model(), cpu(99, 299), seconds(500));
-        assert_eq!((sum.microjoules, sum.unread), (140_010_000, 1), "a long silence is a gap");
+        assert_eq!((sum.microjoules, sum.unread), (141_250_000, 1), "a long silence is a gap");
     }
 
     #[test]

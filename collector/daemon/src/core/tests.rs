@@ -1,0 +1,212 @@
+//! The core without its loop: commands go in by hand, and its picture comes out.
+
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot, watch};
+use wattmill_protocol::exposition::text;
+use wattmill_protocol::{Hash, Source};
+use wattmill_work::{Failure, Prepared, Reduction, ShardResult};
+
+use super::*;
+
+const NODE: &str = "00000000-0000-4000-8000-000000000001";
+const JOB: &str = r#"
+name = "small"
+[model]
+layers = [{ units = 2, activation = "softmax" }]
+[data]
+uri = "file:///data.csv"
+features = 1
+classes = 2
+[training]
+epochs = 2
+shard_size = 4
+shards_per_round = 2
+optimizer = { name = "sgd", learning_rate = 0.1 }
+"#;
+
+struct Bench {
+    core: Core,
+    rollups: watch::Sender<Arc<Rollup>>,
+    /// What the node is told.
+    told: Option<mpsc::Receiver<Result<v1::ToNode, tonic::Status>>>,
+    _folder: TempDir,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&folder.path().join("collector.db")).await.unwrap();
+        let blobs = Arc::new(Blobs::open(&folder.path().join("blobs"), 1 << 20).unwrap());
+        let (rollups, receiver) = watch::channel(Arc::new(Rollup::default()));
+        let settings = wattmill_work::Settings { grace_ms: 0, ..Default::default() };
+        let telemetry = Arc::new(Telemetry::default());
+        let recovered =
+            Core::recover(store, blobs, telemetry, receiver, Vec::new(), settings, Traces::default()).await;
+        let (core, _) = recovered.unwrap();
+        Self { core, rollups, told: None, _folder: folder }
+    }
+
+    fn submit(&mut self) -> JobId {
+        let spec = Arc::new(wattmill_protocol::job::Job::from_toml(JOB).unwrap());
+        self.core.submit(spec, String::new())
+    }
+
+    /// The node comes, and takes so many leases at once.
+    fn connect(&mut self, numerics: &str, slots: u32) {
+        let (sender, told) = mpsc::channel(64);
+        let (reply, mut answer) = oneshot::channel();
+        let hello = v1::Hello {
+            protocol: wattmill_protocol::PROTOCOL_VERSION,
+            node: NODE.to_owned(),
+            name: "one".to_owned(),
+            machine_id: "host".to_owned(),
+            host_fraction_ppm: 1_000_000,
+            numerics: numerics.to_owned(),
+            slots,
+            ..Default::default()
+        };
+        self.core.take(Command::Open { hello: Box::new(hello), sender, reply });
+        answer.try_recv().unwrap().unwrap();
+        self.told = Some(told);
+    }
+
+    /// Gives what can be given; returns the tokens.
+    fn grant(&mut self) -> Vec<(u32, Token)> {
+        self.core.replan();
+        self.core.grant();
+        self.core.perform();
+        let told = self.told.as_mut().unwrap();
+        let mut leases = Vec::new();
+        while let Ok(Ok(message)) = told.try_recv() {
+            if let Some(v1::to_node::Kind::Lease(lease)) = message.kind {
+                leases.push((lease.shard, Token(lease.token)));
+            }
+        }
+        leases
+    }
+
+    fn report(
+        &mut self,
+        job: &JobId,
+        (shard, token): (u32, Token),
+        result: Result<ShardResult, Failure>,
+        seconds: f64,
+    ) {
+        let round = self.core.work.round(job).unwrap().number;
+        let report = Report { token, job: job.clone(), round, shard, result, useful_flops: 1 };
+        let shard = Shard { blob: None, samples: 1, seconds };
+        self.core.take(Command::Report { node: NODE.parse().unwrap(), report: Box::new(report), shard });
+    }
+
+    /// The job's data are known: ten rows.
+    fn prepare(&mut self, job: &JobId) {
+        let leases = self.grant();
+        let prepared = Prepared { training_rows: 10, held_out_rows: 0, data_hash: Hash::of(b"data") };
+        let result = ShardResult::Prepared { prepared, parameters: Hash::of(b"first") };
+        self.report(job, leases[0], Ok(result), 3.0);
+        self.core.pending_effects.clear();
+        let reduction = Reduction { parameters: Hash::of(b"first"), optimizer: None };
+        self.core.apply(Event::Reduced { job: job.clone(), round: 0, reduction: Ok(reduction) });
+    }
+
+    fn reason(&self) -> String {
+        view::build(&self.core).cluster.jobs[0].reason.clone()
+    }
+
+    fn page(&self) -> String {
+        text(&view::build(&self.core).points).unwrap()
+    }
+}
+
+/// P counts what is pending or leased, T is of reported shards, and D is of the data.
+#[tokio::test]
+async fn the_literal_formulas_get_what_they_define() {
+    let mut bench = Bench::new().await;
+    let mut rollup = Rollup::default();
+    (rollup.storage.hosts, rollup.storage.size_bytes) = (2, 1000.0);
+    bench.rollups.send_replace(Arc::new(rollup));
+    let job = bench.submit();
+    bench.connect("n", 4);
+    bench.prepare(&job);
+    let leases = bench.grant();
+    assert_eq!(leases.len(), 2, "rounds have two shards of four");
+    let gradient = ShardResult::Gradient { gradient: Hash::of(b"g"), loss_sum: 1.0, correct: 1, samples: 4 };
+    bench.report(&job, leases[0], Ok(gradient), 5.0);
+    let inputs = literal::inputs(&bench.core);
+    assert_eq!((inputs.open_shards, inputs.nodes), (1, 1), "one is reported, one is leased");
+    assert_eq!(inputs.seconds_per_shard, Some(4.0), "of the preparing shard's 3 s and the other's 5 s");
+    assert_eq!(inputs.data_shards, 3, "ten rows in fours");
+    // Ten rows of a feature and a label, in three shards.
+    assert_eq!(inputs.bytes_per_shard, Some(80.0 / 3.0));
+    let page = bench.page();
+    assert!(page.contains("wattmill_cluster_seed_eta_literal 4\n"), "{page}");
+    // D·s / S = 80 / 500.
+    assert!(page.contains("wattmill_cluster_seed_sigma_literal 0.16\n"), "{page}");
+    bench.core.apply(Event::Cancelled { job });
+    assert_eq!((literal::inputs(&bench.core).data_shards, literal::inputs(&bench.core).open_shards), (0, 0));
+}
+
+/// A job that waits says why, and what to do.
+#[tokio::test]
+async fn a_job_that_waits_says_why() {
+    let mut bench = Bench::new().await;
+    let job = bench.submit();
+    assert!(bench.reason().starts_with("waits for a node: none is connected"), "{}", bench.reason());
+    bench.connect("rare", 1);
+    bench.prepare(&job);
+    assert_eq!(bench.reason(), "", "it only has to be given out");
+    let lease = bench.grant()[0];
+    assert_eq!(bench.reason(), "", "it runs");
+    let failure = || Err(Failure { bad_input: false, message: "no memory".to_owned() });
+    bench.report(&job, lease, failure(), 1.0);
+    for _ in 1..3 {
+        let lease = bench.grant()[0];
+        bench.report(&job, lease, failure(), 1.0);
+    }
+    let words = "shard 0 of round 1 is quarantined after 3 failures: no memory; the round waits for it: mend the \
+                 cause, then `wattmill waive small-1`";
+    assert_eq!(bench.reason(), words);
+    let (reply, _answer) = oneshot::channel();
+    bench.core.take(Command::Waive { job: job.clone(), shard: None, reply });
+    assert_eq!(bench.reason(), "");
+    bench.connect("common", 1);
+    let reason = bench.reason();
+    assert!(reason.contains("computes as rare") && reason.ends_with("compute as common"), "{reason}");
+}
+
+/// A counter that begins with its first joules hides them from `increase`.
+#[tokio::test]
+async fn energy_counters_of_a_job_begin_with_zero() {
+    let mut bench = Bench::new().await;
+    let metered = [("cpu".into(), Source::Estimate)].into_iter().collect();
+    bench.rollups.send_replace(Arc::new(Rollup { metered, ..Default::default() }));
+    let job = bench.submit();
+    let page = bench.page();
+    for outcome in ["committed", "wasted"] {
+        let line = format!(
+            "wattmill_job_energy_joules_total{{job=\"{job}\",outcome=\"{outcome}\",source=\"estimate\"}} 0\n"
+        );
+        assert!(page.contains(&line), "{page}");
+    }
+    assert!(!page.contains("source=\"counter\""), "nothing meters so");
+    assert!(!page.contains("wattmill_reschedules_total{reason=\"job_ended\"}"), "nothing is given anew then");
+}
+
+/// What idles while a job runs is in its efficiency, in the view as in the report.
+#[tokio::test]
+async fn idle_joules_are_in_a_jobs_efficiency() {
+    let mut bench = Bench::new().await;
+    let job = bench.submit();
+    let energy = [("cpu".into(), Energy::of(Source::Estimate, 7_000_000))].into_iter().collect();
+    bench.rollups.send_replace(Arc::new(Rollup { energy, ..Default::default() }));
+    bench.core.pass_time();
+    bench.core.pass_time();
+    let view = view::build(&bench.core).cluster.jobs[0].clone();
+    assert_eq!(view.idle_microjoules, 7_000_000, "once");
+    let report: serde_json::Value = serde_json::from_str(&bench.core.energy_report(&job).unwrap()).unwrap();
+    assert_eq!(report["energy_joules"]["idle_and_other"].as_f64(), Some(7.0));
+    assert_eq!(report["samples_per_joule"].as_f64(), Some(0.0), "no samples, but joules");
+    assert_eq!(view.samples_per_joule, Some(0.0));
+}

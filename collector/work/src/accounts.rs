@@ -112,7 +112,16 @@ impl Accounts {
         true
     }
 
-    /// Last settlement of `node` that is applied.
+    /// `node` knows settlements up to `sequence` to be applied, by a collector whose store this one does not
+    /// have: it does not keep them any more, and what it owes follows.
+    pub(crate) fn settled_elsewhere(&mut self, node: &NodeId, sequence: u64, out: &mut Step) {
+        if sequence > self.settled_through(node) {
+            self.settled.insert(node.clone(), sequence);
+            out.writes.push(Write::NodeSettled(node.clone(), sequence));
+        }
+    }
+
+    /// Last settlement of `node` that is applied, here or before this store was.
     pub(crate) fn settled_through(&self, node: &NodeId) -> u64 {
         self.settled.get(node).copied().unwrap_or(0)
     }

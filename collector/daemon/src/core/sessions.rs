@@ -88,9 +88,10 @@ impl Core {
                 settled: self.work.settled_through(&node),
             };
             let capability = Capability { numerics: hello.numerics.clone(), slots: hello.slots };
+            let settled = hello.settled;
             self.sessions.open.insert(node.clone(), Connected { session, hello, sender });
             self.sessions.send(&node, v1::to_node::Kind::Welcome(welcome));
-            self.apply(Event::Opened { node: node.clone(), session, capability, held });
+            self.apply(Event::Opened { node: node.clone(), session, capability, held, settled });
             self.replan();
             (node, session)
         });

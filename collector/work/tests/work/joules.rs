@@ -23,6 +23,23 @@ fn settlements_are_applied_once_and_in_order() {
     assert!(record.wasted.is_empty());
 }
 
+/// A collector whose store was lost or restored, or that the node had nothing to do with before.
+#[test]
+fn a_node_that_settled_with_another_collector_goes_on_from_there() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    let held = cluster.held(token, 0);
+    assert_eq!(cluster.settle(1, 58, token, counted(5)), 0, "as far as is known here, 57 are missing");
+    let told = cluster.open_settled(1, 57);
+    let settled = Message::Settled { sequence: 57 };
+    assert!(told.contains(&Effect::Send { node: node(1), message: settled }), "{told:?}");
+    assert!(cluster.stored().settled.contains(&(node(1), 57)), "durable");
+    assert_eq!(cluster.settle(1, 58, held.token, counted(5)), 58);
+    assert_eq!(cluster.record().wasted[&WasteReason::NodeRestarted], counted(5));
+    cluster.open_settled(1, 3);
+    assert_eq!(cluster.work.settled_through(&node(1)), 58, "never back");
+}
+
 #[test]
 fn a_settlement_before_the_commit_waits_for_it() {
     let mut cluster = Cluster::prepared();

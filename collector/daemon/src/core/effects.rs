@@ -2,17 +2,26 @@
 
 use std::sync::Arc;
 
-use wattmill_protocol::{JobId, NodeId, exit};
+use wattmill_protocol::{JobId, NodeId, exit, v1};
 use wattmill_work::{Effect, Event, Message, Reduction};
 
-use super::{Command, Core, sessions};
+use super::{Command, Core, Then, sessions};
 use crate::blobs::Blobs;
 use crate::reduce::{self, ReduceError};
 
 impl Core {
     pub(super) fn perform(&mut self) {
         self.refresh_live();
-        for effect in std::mem::take(&mut self.pending_effects) {
+        for then in std::mem::take(&mut self.pending_effects) {
+            let effect = match then {
+                Then::Effect(effect) => effect,
+                Then::Welcome { node, session, welcome } => {
+                    if self.sessions.get(&node).is_some_and(|open| open.session == session) {
+                        self.sessions.send(&node, v1::to_node::Kind::Welcome(welcome));
+                    }
+                    continue;
+                }
+            };
             match effect {
                 Effect::Send { node, message } => self.tell(&node, message),
                 Effect::Reduce { job, round, spec, parameters, optimizer, blobs, samples, step } => {

@@ -52,6 +52,21 @@ const TICKS_PER_PLAN: u32 = 10;
 /// Pause before a refused transaction is tried again.
 const STORE_RETRY: Duration = Duration::from_millis(500);
 
+/// What is carried out once the writes of the commands before it are durable.
+enum Then {
+    /// The state machine asks for it.
+    Effect(Effect),
+    /// A node's session opens with it.
+    Welcome {
+        /// Whose.
+        node: NodeId,
+        /// Which one: a newer one has its own.
+        session: u64,
+        /// What it says.
+        welcome: v1::Welcome,
+    },
+}
+
 /// Tokens under which blobs may be stored now.
 pub(crate) type LiveTokens = Arc<RwLock<BTreeSet<Token>>>;
 
@@ -91,7 +106,7 @@ pub(crate) struct Core {
     store_errors: u64,
     plan_seconds: f64,
     pending_writes: Vec<Write>,
-    pending_effects: Vec<Effect>,
+    pending_effects: Vec<Then>,
     commands: mpsc::Receiver<Command>,
     to_self: mpsc::WeakSender<Command>,
     views: watch::Sender<Arc<View>>,
@@ -210,7 +225,7 @@ impl Core {
         let now = self.now();
         let (writes, effects) = self.work.apply(event, now);
         self.pending_writes.extend(writes);
-        self.pending_effects.extend(effects);
+        self.pending_effects.extend(effects.into_iter().map(Then::Effect));
     }
 
     fn take(&mut self, command: Command) {
@@ -251,7 +266,11 @@ impl Core {
                 }));
             }
             Command::EnergyReport { job, reply } => {
-                drop(reply.send(self.energy_report(&job)));
+                let report = self.energy_report(&job);
+                self.sessions.waiting.push(Box::new(move || {
+                    // A user who left does not read it.
+                    let _ = reply.send(report);
+                }));
             }
             Command::Durable { positions } => {
                 for (node, position) in positions {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use wattmill_protocol::{NodeId, PROTOCOL_VERSION, Token, v1};
 use wattmill_work::{Capability, Event, HeldLease, Message, ReportOutcome, Task, UnsettledLease};
 
-use super::Core;
+use super::{Core, Then};
 use super::command::{OpenRefused, ToNode};
 
 /// Most leases that a node may say it holds, and takes at once.
@@ -81,17 +81,19 @@ impl Core {
                 &hello.machine_id,
                 f64::from(hello.host_fraction_ppm) / 1e6,
             );
+            let capability = Capability { numerics: hello.numerics.clone(), slots: hello.slots };
+            let settled = hello.settled;
+            self.sessions.open.insert(node.clone(), Connected { session, hello, sender });
+            let before = self.pending_effects.len();
+            self.apply(Event::Opened { node: node.clone(), session, capability, held, settled });
             let welcome = v1::Welcome {
                 cluster: self.cluster.clone(),
                 protocol: PROTOCOL_VERSION,
                 spool_durable: self.durable.get(&node).copied().unwrap_or(0),
                 settled: self.work.settled_through(&node),
             };
-            let capability = Capability { numerics: hello.numerics.clone(), slots: hello.slots };
-            let settled = hello.settled;
-            self.sessions.open.insert(node.clone(), Connected { session, hello, sender });
-            self.sessions.send(&node, v1::to_node::Kind::Welcome(welcome));
-            self.apply(Event::Opened { node: node.clone(), session, capability, held, settled });
+            // No earlier than what it says is durable, and before all that this session is told.
+            self.pending_effects.insert(before, Then::Welcome { node: node.clone(), session, welcome });
             self.replan();
             (node, session)
         });

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot, watch};
 use wattmill_protocol::exposition::text;
 use wattmill_protocol::{Hash, Source};
-use wattmill_work::{Failure, Prepared, Reduction, ShardResult};
+use wattmill_work::{Failure, Prepared, Reduction, Settlement, ShardResult};
 
 use super::*;
 
@@ -56,6 +56,11 @@ impl Bench {
     /// The node comes, and takes so many leases at once.
     fn connect(&mut self, numerics: &str, slots: u32) {
         let (sender, told) = mpsc::channel(64);
+        self.told = Some(told);
+        self.open(numerics, slots, sender);
+    }
+
+    fn open(&mut self, numerics: &str, slots: u32, sender: command::ToNode) {
         let (reply, mut answer) = oneshot::channel();
         let hello = v1::Hello {
             protocol: wattmill_protocol::PROTOCOL_VERSION,
@@ -69,7 +74,12 @@ impl Bench {
         };
         self.core.take(Command::Open { hello: Box::new(hello), sender, reply });
         answer.try_recv().unwrap().unwrap();
-        self.told = Some(told);
+    }
+
+    /// What the node was told since the last time.
+    fn heard(&mut self) -> Vec<v1::to_node::Kind> {
+        let told = self.told.as_mut().unwrap();
+        std::iter::from_fn(|| told.try_recv().ok()).filter_map(|message| message.unwrap().kind).collect()
     }
 
     /// Gives what can be given; returns the tokens.
@@ -146,6 +156,30 @@ async fn the_literal_formulas_get_what_they_define() {
     assert!(page.contains("wattmill_cluster_seed_sigma_literal 0.16\n"), "{page}");
     bench.core.apply(Event::Cancelled { job });
     assert_eq!((literal::inputs(&bench.core).data_shards, literal::inputs(&bench.core).open_shards), (0, 0));
+}
+
+/// A node deletes what a Welcome says is settled, and a user believes a report: both only say what is durable.
+#[tokio::test]
+async fn nothing_is_said_before_it_is_durable() {
+    let mut bench = Bench::new().await;
+    let job = bench.submit();
+    bench.connect("n", 1);
+    let (_, token) = bench.grant()[0];
+    let energy = Energy::of(Source::Counter, 5);
+    let settlement = Settlement { sequence: 1, token, job: job.clone(), energy, unrecorded: false };
+    let node: NodeId = NODE.parse().unwrap();
+    bench.core.apply(Event::Settled { node, settlements: vec![settlement] });
+    bench.connect("n", 1);
+    let (reply, mut report) = oneshot::channel();
+    bench.core.take(Command::EnergyReport { job, reply });
+    assert_eq!(bench.heard(), []);
+    assert!(report.try_recv().is_err(), "nor is the report out");
+    bench.core.commit(&CancellationToken::new()).await.unwrap();
+    bench.core.perform();
+    bench.core.sessions.answer();
+    let welcomed = |kind: &v1::to_node::Kind| matches!(kind, v1::to_node::Kind::Welcome(w) if w.settled == 1);
+    assert!(bench.heard().iter().any(welcomed));
+    assert!(report.try_recv().unwrap().is_some());
 }
 
 /// A job that waits says why, and what to do.

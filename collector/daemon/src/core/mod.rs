@@ -1,7 +1,8 @@
 //! The core loop: one task owns the state machine, and nothing else touches it.
 //!
 //! Commands come in, are applied, their writes are committed in one transaction, and only then are the
-//! effects carried out. A store that refuses is tried again; effects wait, nothing is forgotten.
+//! effects carried out. A store that refuses is tried again; effects wait, nothing is forgotten. What it will
+//! never take ends the program: the next start recovers from what is stored.
 //! Invariant: what a node or a user was told is durable.
 
 mod command;
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use wattmill_protocol::catalogue as metrics;
+use wattmill_protocol::exposition::Point;
 use wattmill_protocol::{Energy, JobId, NodeId, Token, exit, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
@@ -333,23 +336,30 @@ impl Core {
     }
 
     async fn commit(&mut self, cancelled: &CancellationToken) -> Result<(), StoreError> {
+        let errors = self.store_errors;
         while !self.pending_writes.is_empty() {
-            match self.store.commit(&self.pending_writes).await {
-                Ok(()) => {
-                    self.commits += 1;
-                    self.pending_writes.clear();
-                }
-                Err(error) if cancelled.is_cancelled() => return Err(error),
-                Err(error) => {
-                    self.store_errors += 1;
-                    tracing::error!(
-                        error = exit::describe(&error),
-                        writes = self.pending_writes.len(),
-                        "the store refused a transaction; nothing goes on until it takes it"
-                    );
-                    tokio::time::sleep(STORE_RETRY).await;
-                }
+            let Err(error) = self.store.commit(&self.pending_writes).await else {
+                self.commits += 1;
+                self.pending_writes.clear();
+                break;
+            };
+            self.store_errors += 1;
+            if cancelled.is_cancelled() || !error.may_pass() {
+                return Err(error);
             }
+            let reason = exit::describe(&error);
+            tracing::error!(
+                error = reason,
+                writes = self.pending_writes.len(),
+                "the store refused a transaction; nothing goes on until it takes it"
+            );
+            self.publish_refusal(reason);
+            // One more try where this ends it.
+            cancelled.run_until_cancelled(tokio::time::sleep(STORE_RETRY)).await;
+        }
+        if self.store_errors > errors {
+            tracing::info!("the store takes transactions again");
+            self.publish();
         }
         Ok(())
     }
@@ -358,6 +368,7 @@ impl Core {
     fn pass_time(&mut self) {
         let peak_flops = self.rollups.borrow().peak_flops;
         let total = self.cluster_energy().total();
+        let errors = self.store_errors;
         let cluster_microjoules = total.saturating_sub(self.shared_microjoules);
         self.shared_microjoules = self.shared_microjoules.max(total);
         self.apply(Event::Tick { peak_flops, cluster_microjoules });
@@ -375,10 +386,32 @@ impl Core {
         self.views.send_replace(Arc::new(view::build(self)));
     }
 }
+            let reason = exit::describe(&error);
+            tracing::error!(
+                error = reason,
+                writes = self.pending_writes.len(),
+                "the store refused a transaction; nothing goes on until it takes it"
+            );
+            self.publish_refusal(reason);
+            // One more try where this ends it.
+            cancelled.run_until_cancelled(tokio::time::sleep(STORE_RETRY)).await;
+        }
+        if self.store_errors > errors {
+            tracing::info!("the store takes transactions again");
+            self.publish();
 
 fn now(started: Instant) -> Now {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now {
+    /// The last picture again, for what came after it is not durable; only that the store refuses is new.
+    fn publish_refusal(&mut self, reason: String) {
+        let mut view = View::clone(&self.views.borrow());
+        view.store_refusal = Some(reason);
+        let errors = |point: &&mut Point| point.metric.name == metrics::COLLECTOR_STORE_ERRORS.name;
+        view.points.iter_mut().filter(errors).for_each(|point| point.value = self.store_errors as f64);
+        self.views.send_replace(Arc::new(view));
+    }
+
         monotonic_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         unix_ms: i64::try_from(unix.as_millis()).unwrap_or(i64::MAX),
     }

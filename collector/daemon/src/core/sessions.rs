@@ -7,8 +7,8 @@ use tokio::sync::oneshot;
 use wattmill_protocol::{NodeId, PROTOCOL_VERSION, Token, v1};
 use wattmill_work::{Capability, Event, HeldLease, Message, ReportOutcome, Task, UnsettledLease};
 
-use super::{Core, Then};
 use super::command::{OpenRefused, ToNode};
+use super::{Core, Then};
 
 /// Most leases that a node may say it holds, and takes at once.
 const MAX_SLOTS: u32 = 256;

@@ -28,6 +28,7 @@ optimizer = { name = "sgd", learning_rate = 0.1 }
 
 struct Bench {
     core: Core,
+    views: watch::Receiver<Arc<View>>,
     rollups: watch::Sender<Arc<Rollup>>,
     /// What the node is told.
     told: Option<mpsc::Receiver<Result<v1::ToNode, tonic::Status>>>,
@@ -44,8 +45,8 @@ impl Bench {
         let telemetry = Arc::new(Telemetry::default());
         let recovered =
             Core::recover(store, blobs, telemetry, receiver, Vec::new(), settings, Traces::default()).await;
-        let (core, _) = recovered.unwrap();
-        Self { core, rollups, told: None, _folder: folder }
+        let (core, handle) = recovered.unwrap();
+        Self { core, views: handle.views, rollups, told: None, _folder: folder }
     }
 
     fn submit(&mut self) -> JobId {
@@ -180,6 +181,52 @@ async fn nothing_is_said_before_it_is_durable() {
     let welcomed = |kind: &v1::to_node::Kind| matches!(kind, v1::to_node::Kind::Welcome(w) if w.settled == 1);
     assert!(bench.heard().iter().any(welcomed));
     assert!(report.try_recv().unwrap().is_some());
+}
+
+/// While the store takes nothing that is said and counted, and nothing is shown that is not durable.
+#[tokio::test]
+async fn a_store_that_refuses_is_shown() {
+    let mut bench = Bench::new().await;
+    bench.core.publish();
+    let store = bench.core.store.share();
+    store.refuse(true).await;
+    bench.submit();
+    let (cancelled, mut views) = (CancellationToken::new(), bench.views.clone());
+    views.borrow_and_update();
+    let watch = async {
+        views.changed().await.unwrap();
+        let view = Arc::clone(&views.borrow_and_update());
+        let reason = view.store_refusal.as_deref().unwrap();
+        assert!(reason.contains("readonly"), "{reason}");
+        assert!(text(&view.points).unwrap().contains("wattmill_collector_store_errors_total 1\n"));
+        assert!(view.cluster.jobs.is_empty(), "the job is not durable");
+        store.refuse(false).await;
+        views.changed().await.unwrap();
+        let view = Arc::clone(&views.borrow());
+        assert_eq!((&view.store_refusal, view.cluster.jobs.len()), (&None, 1));
+    };
+    let (committed, ()) = tokio::join!(bench.core.commit(&cancelled), watch);
+    committed.unwrap();
+}
+
+/// What can never be stored is not tried for ever: the next start recovers from what is.
+#[tokio::test]
+async fn what_the_store_can_never_take_ends_the_core() {
+    let mut bench = Bench::new().await;
+    let round = wattmill_work::RoundRecord {
+        job: "small-1".parse().unwrap(),
+        round: 0,
+        parameters: Hash::of(b"p"),
+        optimizer: None,
+        loss: None,
+        accuracy: None,
+        shards: Vec::new(),
+        unix_ms: 0,
+    };
+    bench.core.pending_writes = vec![Write::Round(Box::new(round)); 2];
+    let error = bench.core.commit(&CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Rejected(_)), "{error}");
+    assert!(exit::describe(&error).contains("UNIQUE"), "{}", exit::describe(&error));
 }
 
 /// A job that waits says why, and what to do.

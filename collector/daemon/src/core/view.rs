@@ -19,6 +19,8 @@ pub(crate) struct View {
     pub(crate) points: Vec<Point>,
     /// Agents that Prometheus may scrape.
     pub(crate) targets: Vec<Target>,
+    /// Why the store takes nothing now: the rest is as of before.
+    pub(crate) store_refusal: Option<String>,
 }
 
 /// Pictures the core.
@@ -46,7 +48,7 @@ pub(crate) fn build(core: &Core) -> View {
         let labels = labels.map(|(name, value)| (name.to_owned(), value)).to_vec();
         (!address.is_empty()).then_some(Target { address, labels })
     });
-    View { points: points::build(core, &cluster), targets: targets.collect(), cluster }
+    View { points: points::build(core, &cluster), targets: targets.collect(), cluster, store_refusal: None }
 }
 
 fn scoped(energy: &BTreeMap<Box<str>, Energy>) -> Vec<v1::ScopedEnergy> {

@@ -31,9 +31,10 @@ use wattmill_protocol::exposition::Point;
 use wattmill_protocol::{Energy, JobId, NodeId, Token, exit, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
-use wattmill_work::{Effect, Event, Now, Report, WasteReason, Work, Write};
+use wattmill_work::{Effect, Event, Failure, Now, Report, WasteReason, Work, Write};
 
 use crate::blobs::Blobs;
+use crate::reduce;
 use crate::state::{Rollup, Telemetry};
 use crate::store::{Sqlite, StoreError};
 
@@ -54,6 +55,8 @@ const TICK: Duration = Duration::from_millis(100);
 const TICKS_PER_PLAN: u32 = 10;
 /// Pause before a refused transaction is tried again.
 const STORE_RETRY: Duration = Duration::from_millis(500);
+/// Pause before a reduction that the disk failed is tried again.
+const REDUCE_RETRY: Duration = Duration::from_secs(2);
 
 /// What is carried out once the writes of the commands before it are durable.
 enum Then {
@@ -101,6 +104,9 @@ pub(crate) struct Core {
     /// The cluster's joules that were shared out among jobs, or came when none ran.
     shared_microjoules: u64,
     literal: Literal,
+    reduce_retry: Duration,
+    /// Jobs whose rounds the disk does not take, and why.
+    stalled: BTreeMap<JobId, String>,
     /// Positions of the nodes' spools that survive a crash.
     durable: BTreeMap<NodeId, u64>,
     /// As exposed: an estimate that a ledger corrects downwards must not take a counter back.
@@ -154,6 +160,8 @@ impl Core {
             energy_at_end: BTreeMap::new(),
             shared_microjoules,
             literal: Literal::default(),
+            reduce_retry: REDUCE_RETRY,
+            stalled: BTreeMap::new(),
             durable: durable.into_iter().collect(),
             wasted_joules: BTreeMap::new(),
             commits: 0,
@@ -233,12 +241,21 @@ impl Core {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Event(event) => self.apply(event),
+            Command::Event(event) => {
+                if let Event::Reduced { job, .. } = &event {
+                    self.stalled.remove(job);
+                }
+                self.apply(event);
+            }
             Command::Close { node, session } => {
                 self.sessions.close(&node, session);
                 self.apply(Event::Closed { node, session });
             }
             Command::Open { hello, sender, reply } => self.open(*hello, sender, reply),
+            Command::Reduce { job, round, input } => self.reduce_again(job, round, input),
+            Command::Stalled { job, reason } => {
+                self.stalled.insert(job, reason);
+            }
             Command::Computed { job, round, outcome } => self.computed(job, round, outcome),
             Command::Report { node, report, shard } => self.report(node, *report, &shard),
             Command::Submit { spec, key, reply } => {
@@ -328,11 +345,23 @@ impl Core {
             self.sessions.send(&node, sessions::reply(report.token, outcome));
             return;
         }
+        let report = if live { self.fitting(report) } else { report };
         if report.result.is_ok() {
             self.profiles.observe(&report.job, &node, shard.samples, shard.seconds);
             self.literal.observe(shard.seconds);
         }
         self.apply(Event::Reported { node, report });
+    }
+
+    /// The report, as a failed attempt where its blob is not what such a shard yields: in its round it would end
+    /// the job.
+    fn fitting(&self, report: Report) -> Report {
+        let job = self.work.job(&report.job);
+        let result = report.result.as_ref().ok();
+        match job.zip(result).and_then(|(job, result)| reduce::misfit(&self.blobs, result, &job.spec)) {
+            Some(message) => Report { result: Err(Failure { bad_input: false, message }), ..report },
+            None => report,
+        }
     }
 
     async fn commit(&mut self, cancelled: &CancellationToken) -> Result<(), StoreError> {
@@ -364,11 +393,19 @@ impl Core {
         Ok(())
     }
 
+    /// The last picture again, for what came after it is not durable; only that the store refuses is new.
+    fn publish_refusal(&mut self, reason: String) {
+        let mut view = View::clone(&self.views.borrow());
+        view.store_refusal = Some(reason);
+        let errors = |point: &&mut Point| point.metric.name == metrics::COLLECTOR_STORE_ERRORS.name;
+        view.points.iter_mut().filter(errors).for_each(|point| point.value = self.store_errors as f64);
+        self.views.send_replace(Arc::new(view));
+    }
+
     /// A tick of the state machine, with what the roll-up says of the time since the last one.
     fn pass_time(&mut self) {
         let peak_flops = self.rollups.borrow().peak_flops;
         let total = self.cluster_energy().total();
-        let errors = self.store_errors;
         let cluster_microjoules = total.saturating_sub(self.shared_microjoules);
         self.shared_microjoules = self.shared_microjoules.max(total);
         self.apply(Event::Tick { peak_flops, cluster_microjoules });
@@ -386,32 +423,10 @@ impl Core {
         self.views.send_replace(Arc::new(view::build(self)));
     }
 }
-            let reason = exit::describe(&error);
-            tracing::error!(
-                error = reason,
-                writes = self.pending_writes.len(),
-                "the store refused a transaction; nothing goes on until it takes it"
-            );
-            self.publish_refusal(reason);
-            // One more try where this ends it.
-            cancelled.run_until_cancelled(tokio::time::sleep(STORE_RETRY)).await;
-        }
-        if self.store_errors > errors {
-            tracing::info!("the store takes transactions again");
-            self.publish();
 
 fn now(started: Instant) -> Now {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now {
-    /// The last picture again, for what came after it is not durable; only that the store refuses is new.
-    fn publish_refusal(&mut self, reason: String) {
-        let mut view = View::clone(&self.views.borrow());
-        view.store_refusal = Some(reason);
-        let errors = |point: &&mut Point| point.metric.name == metrics::COLLECTOR_STORE_ERRORS.name;
-        view.points.iter_mut().filter(errors).for_each(|point| point.value = self.store_errors as f64);
-        self.views.send_replace(Arc::new(view));
-    }
-
         monotonic_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         unix_ms: i64::try_from(unix.as_millis()).unwrap_or(i64::MAX),
     }

@@ -28,11 +28,11 @@ optimizer = { name = "sgd", learning_rate = 0.1 }
 
 struct Bench {
     core: Core,
-    views: watch::Receiver<Arc<View>>,
+    handle: Handle,
     rollups: watch::Sender<Arc<Rollup>>,
     /// What the node is told.
     told: Option<mpsc::Receiver<Result<v1::ToNode, tonic::Status>>>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Bench {
@@ -46,7 +46,7 @@ impl Bench {
         let recovered =
             Core::recover(store, blobs, telemetry, receiver, Vec::new(), settings, Traces::default()).await;
         let (core, handle) = recovered.unwrap();
-        Self { core, views: handle.views, rollups, told: None, _folder: folder }
+        Self { core, handle, rollups, told: None, folder }
     }
 
     fn submit(&mut self) -> JobId {
@@ -107,7 +107,16 @@ impl Bench {
     ) {
         let round = self.core.work.round(job).unwrap().number;
         let report = Report { token, job: job.clone(), round, shard, result, useful_flops: 1 };
-        let shard = Shard { blob: None, samples: 1, seconds };
+        let blob = match &report.result {
+            Ok(
+                ShardResult::Prepared { parameters: blob, .. } | ShardResult::Gradient { gradient: blob, .. },
+            ) => {
+                // Results whose blob the test did not store are not looked at.
+                Some(*blob).filter(|blob| self.core.blobs.has(*blob))
+            }
+            _ => None,
+        };
+        let shard = Shard { blob, samples: 1, seconds };
         self.core.take(Command::Report { node: NODE.parse().unwrap(), report: Box::new(report), shard });
     }
 
@@ -120,6 +129,21 @@ impl Bench {
         self.core.pending_effects.clear();
         let reduction = Reduction { parameters: Hash::of(b"first"), optimizer: None };
         self.core.apply(Event::Reduced { job: job.clone(), round: 0, reduction: Ok(reduction) });
+    }
+
+    /// Takes the next command, and carries out what follows from it.
+    async fn step(&mut self) {
+        let command = self.core.commands.recv().await.unwrap();
+        self.core.take(command);
+        self.core.pending_writes.clear();
+        self.core.perform();
+    }
+
+    /// A lease's blob arrives.
+    fn stage(&self, bytes: &[u8], (_, token): (u32, Token)) -> Hash {
+        let hash = Hash::of(bytes);
+        self.core.blobs.stage(hash, bytes.to_vec().into(), token).unwrap();
+        hash
     }
 
     fn reason(&self) -> String {
@@ -183,6 +207,74 @@ async fn nothing_is_said_before_it_is_durable() {
     assert!(report.try_recv().unwrap().is_some());
 }
 
+/// The model's first parameters: two units with a weight and a bias each.
+fn first_parameters() -> Vec<u8> {
+    let header = r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#;
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 16]].concat()
+}
+
+/// One bad result must not end what a week has trained.
+#[tokio::test]
+async fn a_blob_of_the_wrong_size_costs_one_attempt() {
+    let mut bench = Bench::new().await;
+    let job = bench.submit();
+    bench.connect("n", 2);
+    let prepared = Prepared { training_rows: 10, held_out_rows: 0, data_hash: Hash::of(b"data") };
+    let lease = bench.grant()[0];
+    let parameters = bench.stage(b"no safetensors", lease);
+    bench.report(&job, lease, Ok(ShardResult::Prepared { prepared, parameters }), 1.0);
+    bench.prepare(&job);
+    let lease = bench.grant()[0];
+    let gradient = bench.stage(&[0; 15], lease);
+    bench.report(
+        &job,
+        lease,
+        Ok(ShardResult::Gradient { gradient, loss_sum: 1.0, correct: 1, samples: 4 }),
+        1.0,
+    );
+    let shard = &bench.core.work.round(&job).unwrap().shards[lease.0 as usize];
+    assert_eq!((shard.failures, &shard.state), (1, &wattmill_work::ShardState::Pending));
+    let words = "the gradient has 15 bytes, the job's model asks for 16";
+    assert_eq!(shard.error.as_deref(), Some(words));
+}
+
+/// The disk was full for a while: training goes on, and says meanwhile why it does not.
+#[tokio::test]
+async fn a_round_that_the_disk_refuses_is_written_later() {
+    let mut bench = Bench::new().await;
+    let job = bench.submit();
+    bench.connect("n", 1);
+    let lease = bench.grant()[0];
+    let parameters = bench.stage(&first_parameters(), lease);
+    let prepared = Prepared { training_rows: 10, held_out_rows: 0, data_hash: Hash::of(b"data") };
+    bench.report(&job, lease, Ok(ShardResult::Prepared { prepared, parameters }), 1.0);
+    let blobs = bench.folder.path().join("blobs");
+    std::fs::remove_dir(&blobs).unwrap();
+    bench.core.reduce_retry = Duration::ZERO;
+    bench.core.perform();
+    // Reduced, then refused by the disk.
+    bench.step().await;
+    bench.step().await;
+    assert!(bench.reason().starts_with("waits for the collector's disk: "), "{}", bench.reason());
+    std::fs::create_dir(&blobs).unwrap();
+    // Tried again, and written.
+    bench.step().await;
+    bench.step().await;
+    assert_eq!((bench.core.work.round(&job).unwrap().number, bench.reason()), (1, String::new()));
+    assert!(blobs.join(parameters.to_string()).exists());
+}
+
+#[tokio::test]
+async fn a_reduction_that_panics_ends_its_job_with_what_it_said() {
+    let mut bench = Bench::new().await;
+    let job = bench.submit();
+    bench.core.work_aside((job.clone(), 0), |_| panic!("no wonder"));
+    bench.step().await;
+    let record = bench.core.work.job(&job).unwrap();
+    let words = "the reduction panicked, which is a bug: no wonder";
+    assert_eq!((record.phase, record.reason.as_deref()), (wattmill_work::Phase::Failed, Some(words)));
+}
+
 /// While the store takes nothing that is said and counted, and nothing is shown that is not durable.
 #[tokio::test]
 async fn a_store_that_refuses_is_shown() {
@@ -191,7 +283,7 @@ async fn a_store_that_refuses_is_shown() {
     let store = bench.core.store.share();
     store.refuse(true).await;
     bench.submit();
-    let (cancelled, mut views) = (CancellationToken::new(), bench.views.clone());
+    let (cancelled, mut views) = (CancellationToken::new(), bench.handle.views.clone());
     views.borrow_and_update();
     let watch = async {
         views.changed().await.unwrap();

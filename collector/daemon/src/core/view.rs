@@ -144,7 +144,7 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
         id: job.id.to_string(),
         name: job.spec.name.clone(),
         state: state(job.phase).into(),
-        reason: waits::reason(&core.work, job).unwrap_or_default(),
+        reason: reason(core, job),
         round: job.round,
         rounds,
         epoch: epochs.min((progress * f64::from(epochs)) as u32 + u32::from(job.round > 0)),
@@ -184,6 +184,13 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
         ended_unix_ms: job.ended_unix_ms.unwrap_or(0),
         bad_input: job.bad_input,
         idle_microjoules: job.idle_microjoules(committed + wasted),
+    }
+}
+
+fn reason(core: &Core, job: &JobRecord) -> String {
+    match core.stalled.get(&job.id) {
+        Some(reason) => format!("waits for the collector's disk: {reason}"),
+        None => waits::reason(&core.work, job).unwrap_or_default(),
     }
 }
 

@@ -31,7 +31,7 @@ use wattmill_protocol::exposition::Point;
 use wattmill_protocol::{Energy, JobId, NodeId, Token, exit, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
-use wattmill_work::{Effect, Event, Failure, Now, Report, WasteReason, Work, Write};
+use wattmill_work::{Effect, Event, Failure, Now, Report, ShardState, WasteReason, Work, Write};
 
 use crate::blobs::Blobs;
 use crate::reduce;
@@ -346,11 +346,15 @@ impl Core {
             return;
         }
         let report = if live { self.fitting(report) } else { report };
-        if report.result.is_ok() {
-            self.profiles.observe(&report.job, &node, shard.samples, shard.seconds);
+        let (job, index, token) = (report.job.clone(), report.shard as usize, report.token);
+        self.apply(Event::Reported { node: node.clone(), report });
+        // Only what is taken teaches: a stale or ill-fitting report says what it likes.
+        let taken = |shard: &wattmill_work::Shard| matches!(&shard.state, ShardState::Received { token: taken, .. } if *taken == token);
+        let round = self.work.round(&job);
+        if live && round.and_then(|round| round.shards.get(index)).is_some_and(taken) {
+            self.profiles.observe(&job, &node, shard.samples, shard.seconds);
             self.literal.observe(shard.seconds);
         }
-        self.apply(Event::Reported { node, report });
     }
 
     /// The report, as a failed attempt where its blob is not what such a shard yields: in its round it would end

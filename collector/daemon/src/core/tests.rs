@@ -62,19 +62,13 @@ impl Bench {
     }
 
     fn open(&mut self, numerics: &str, slots: u32, sender: command::ToNode) {
+        self.say_hello(hello(numerics, slots), sender).unwrap();
+    }
+
+    fn say_hello(&mut self, hello: v1::Hello, sender: command::ToNode) -> Result<(NodeId, u64), OpenRefused> {
         let (reply, mut answer) = oneshot::channel();
-        let hello = v1::Hello {
-            protocol: wattmill_protocol::PROTOCOL_VERSION,
-            node: NODE.to_owned(),
-            name: "one".to_owned(),
-            machine_id: "host".to_owned(),
-            host_fraction_ppm: 1_000_000,
-            numerics: numerics.to_owned(),
-            slots,
-            ..Default::default()
-        };
         self.core.take(Command::Open { hello: Box::new(hello), sender, reply });
-        answer.try_recv().unwrap().unwrap();
+        answer.try_recv().unwrap()
     }
 
     /// What the node was told since the last time.
@@ -207,6 +201,80 @@ async fn nothing_is_said_before_it_is_durable() {
     assert!(report.try_recv().unwrap().is_some());
 }
 
+fn hello(numerics: &str, slots: u32) -> v1::Hello {
+    v1::Hello {
+        protocol: wattmill_protocol::PROTOCOL_VERSION,
+        node: NODE.to_owned(),
+        name: "one".to_owned(),
+        machine_id: "host".to_owned(),
+        host_fraction_ppm: 1_000_000,
+        numerics: numerics.to_owned(),
+        slots,
+        ..Default::default()
+    }
+}
+
+/// What a node says of itself is bounded before it is kept.
+#[tokio::test]
+async fn a_hello_that_cannot_be_is_refused() {
+    let mut bench = Bench::new().await;
+    let whole = hello("n", 1);
+    let held = v1::HeldLease { token: 1, job: "j".to_owned(), round: 1, shard: 0 };
+    let refused = [
+        v1::Hello { cpus: (0..8193).collect(), ..whole.clone() },
+        v1::Hello { host_fraction_ppm: 1_000_001, ..whole.clone() },
+        v1::Hello { slots: 257, ..whole.clone() },
+        v1::Hello { held: vec![held.clone(); 16_385], ..whole.clone() },
+    ];
+    for hello in refused {
+        let (sender, _told) = mpsc::channel(8);
+        let refused = bench.say_hello(hello, sender).unwrap_err();
+        assert!(matches!(refused, OpenRefused::Malformed(_)), "{refused}");
+    }
+    let (sender, _told) = mpsc::channel(8);
+    let whole_round = v1::Hello { held: vec![held; 4096], cpus: (0..8192).collect(), ..whole };
+    assert!(bench.say_hello(whole_round, sender).is_ok(), "results of a whole round may be kept");
+}
+
+/// Rates are learned from what counts alone.
+#[tokio::test]
+async fn a_report_that_is_not_taken_teaches_nothing() {
+    let mut bench = Bench::new().await;
+    let job = bench.submit();
+    bench.connect("n", 2);
+    bench.prepare(&job);
+    let lease = bench.grant()[0];
+    let gradient =
+        |samples| ShardResult::Gradient { gradient: Hash::of(b"g"), loss_sum: 1.0, correct: 1, samples };
+    let node: NodeId = NODE.parse().unwrap();
+    let rate = |bench: &Bench| bench.core.profiles.rate(&job, &node);
+    let before = rate(&bench);
+    bench.report(&job, (lease.0, lease.1.next().next()), Ok(gradient(4)), 1e-9);
+    assert_eq!(rate(&bench), before, "nobody has that lease");
+    bench.report(&job, lease, Ok(gradient(5)), 1e-9);
+    assert_eq!(rate(&bench), before, "the shard has four samples");
+    let lease = bench.grant()[0];
+    bench.report(&job, lease, Ok(gradient(4)), 0.5);
+    assert_ne!(rate(&bench), before);
+}
+
+/// A job's page survives joules that cannot be.
+#[tokio::test]
+async fn unconfirmed_joules_do_not_overflow() {
+    let mut bench = Bench::new().await;
+    let job = bench.submit();
+    bench.connect("n", 2);
+    bench.prepare(&job);
+    let node: NodeId = NODE.parse().unwrap();
+    for (_, token) in bench.grant() {
+        let energy = Energy::of(Source::Counter, u64::MAX);
+        let renewal = wattmill_work::Renewal { token, progress: 1, energy, power_watts: 1.0 };
+        bench.core.apply(Event::Renewed { node: node.clone(), renewals: vec![renewal] });
+        bench.core.apply(Event::HandedBack { node: node.clone(), token });
+    }
+    assert_eq!(view::build(&bench.core).cluster.jobs[0].unconfirmed_microjoules, u64::MAX);
+}
+
 /// The model's first parameters: two units with a weight and a bias each.
 fn first_parameters() -> Vec<u8> {
     let header = r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#;
@@ -233,7 +301,7 @@ async fn a_blob_of_the_wrong_size_costs_one_attempt() {
         1.0,
     );
     let shard = &bench.core.work.round(&job).unwrap().shards[lease.0 as usize];
-    assert_eq!((shard.failures, &shard.state), (1, &wattmill_work::ShardState::Pending));
+    assert_eq!((shard.failures, &shard.state), (1, &ShardState::Pending));
     let words = "the gradient has 15 bytes, the job's model asks for 16";
     assert_eq!(shard.error.as_deref(), Some(words));
 }

@@ -155,7 +155,7 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
         samples: job.samples,
         committed_energy: Some(committed.into()),
         wasted_energy: Some(wasted.into()),
-        unconfirmed_microjoules: unconfirmed.map(|(_, account)| account.energy.total()).sum(),
+        unconfirmed_microjoules: unconfirmed.map(|(_, account)| account.energy).sum::<Energy>().total(),
         requeues: job.requeues.values().sum(),
         mfu_ratio: job_mfu(job),
         samples_per_joule: efficiency::samples_per_joule(

@@ -77,9 +77,10 @@ impl Work {
             out.send(&commit.node, Message::Committed { tokens: vec![commit.token] });
         }
         let tokens = record.last_tokens.clone();
-        let next = Round::next(record);
+        // Before the next round is laid out: its shards are as many as a node says that there are rows.
         let refused = impossible(record);
         record.bad_input = refused.is_some();
+        let next = if refused.is_some() { None } else { Round::next(record) };
         if next.is_none() {
             record.phase = Phase::Settling;
         }
@@ -142,8 +143,8 @@ fn commit_round(job: &mut JobRecord, round: &Round, reduction: Reduction, now: N
             }
             ShardResult::Gradient { gradient, loss_sum, correct, samples } => {
                 training.add(*loss_sum, *correct, *samples);
-                share.samples += samples;
-                job.samples += samples;
+                share.samples = share.samples.saturating_add(*samples);
+                job.samples = job.samples.saturating_add(*samples);
                 Some(*gradient)
             }
             ShardResult::Evaluated { loss_sum, correct, samples } => {

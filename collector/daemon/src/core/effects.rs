@@ -38,6 +38,10 @@ impl Core {
                 Effect::Ended { job } => self.ended(&job),
             }
         }
+        // Nothing is to be granted to a node that is not told of it, and its leases run out their grace.
+        for (node, session) in std::mem::take(&mut self.sessions.broken) {
+            self.apply(Event::Closed { node, session });
+        }
     }
 
     fn tell(&mut self, node: &NodeId, message: Message) {

@@ -37,6 +37,8 @@ pub(crate) struct Connected {
 pub(crate) struct Sessions {
     open: BTreeMap<NodeId, Connected>,
     last: u64,
+    /// Sessions that were closed here, of which the state machine is not told yet.
+    pub(crate) broken: Vec<(NodeId, u64)>,
     /// Answers that wait for the commit of their batch.
     pub(crate) waiting: Vec<Box<dyn FnOnce() + Send>>,
 }
@@ -61,8 +63,10 @@ impl Sessions {
         let Some(connected) = self.open.get(node) else { return };
         if connected.sender.try_send(Ok(v1::ToNode { kind: Some(kind) })).is_err() {
             // The stream ends with its sender: the node opens a new session and says what it holds.
-            tracing::warn!(%node, session = connected.session, "the node does not read: its session is closed");
+            let session = connected.session;
+            tracing::warn!(%node, session, "the node does not read: its session is closed");
             self.open.remove(node);
+            self.broken.push((node.clone(), session));
         }
     }
 

@@ -451,3 +451,18 @@ async fn idle_joules_are_in_a_jobs_efficiency() {
     assert_eq!(report["samples_per_joule"].as_f64(), Some(0.0), "no samples, but joules");
     assert_eq!(view.samples_per_joule, Some(0.0));
 }
+
+/// Else what is granted to it would be lost, one lease after the other.
+#[tokio::test]
+async fn a_node_that_does_not_read_gets_no_work() {
+    let mut bench = Bench::new().await;
+    bench.submit();
+    let (sender, told) = mpsc::channel(1);
+    bench.told = Some(told);
+    bench.open("n", 1, sender);
+    assert_eq!(bench.core.work.connected().count(), 1);
+    // Two messages, room for one.
+    bench.core.perform();
+    assert_eq!(bench.core.sessions.iter().count(), 0);
+    assert_eq!(bench.core.work.connected().count(), 0);
+}

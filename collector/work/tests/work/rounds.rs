@@ -1,6 +1,6 @@
 //! Jobs and rounds: what is committed, and how a job ends.
 
-use wattmill_protocol::Hash;
+use wattmill_protocol::{Hash, Token};
 use wattmill_work::{
     Effect, Event, Message, Phase, Prepared, Reduction, ReportOutcome, ShardResult, ShardState, Task,
     WasteReason,
@@ -259,4 +259,18 @@ fn data_that_cannot_be_ends_the_job() {
         assert_eq!((record.phase, record.bad_input), (Phase::Failed, true), "{prepared:?}");
         assert!(cluster.work.total_rounds(&record) >= 1);
     }
+}
+
+#[test]
+fn a_node_is_told_of_all_its_committed_shards_at_once() {
+    let mut cluster = Cluster::prepared();
+    let tokens: Vec<Token> = (0..2).map(|shard| cluster.grant(shard, 1)).collect();
+    for (shard, token) in (0..).zip(&tokens) {
+        assert_eq!(cluster.report(1, *token, shard), ReportOutcome::Received);
+    }
+    let told = |effect: Effect| match effect {
+        Effect::Send { message: Message::Committed { tokens }, .. } => Some(tokens),
+        _ => None,
+    };
+    assert_eq!(cluster.reduce().into_iter().filter_map(told).collect::<Vec<_>>(), [tokens]);
 }

@@ -249,7 +249,7 @@ async fn a_report_that_is_not_taken_teaches_nothing() {
     let node: NodeId = NODE.parse().unwrap();
     let rate = |bench: &Bench| bench.core.profiles.rate(&job, &node);
     let before = rate(&bench);
-    bench.report(&job, (lease.0, lease.1.next().next()), Ok(gradient(4)), 1e-9);
+    bench.report(&job, (lease.0, Token(lease.1.0 + 2)), Ok(gradient(4)), 1e-9);
     assert_eq!(rate(&bench), before, "nobody has that lease");
     bench.report(&job, lease, Ok(gradient(5)), 1e-9);
     assert_eq!(rate(&bench), before, "the shard has four samples");

@@ -183,7 +183,9 @@ impl Sqlite {
             sqlx::query("SELECT value FROM meta WHERE key = 'generation'").fetch_optional(&self.pool).await?;
         let Some(row) = row else { return Ok(0) };
         let text: String = row.try_get(0)?;
-        text.parse().map_err(|_| StoreError::Range { table: "meta", key: "generation".into() })
+        // Tokens are stored as signed numbers: the upper half of the generations has no room there.
+        let generation = text.parse().ok().filter(|generation| *generation < i32::MAX.cast_unsigned());
+        generation.ok_or_else(|| StoreError::Range { table: "meta", key: "generation".into() })
     }
 }
 

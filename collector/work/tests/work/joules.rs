@@ -46,7 +46,7 @@ fn a_lease_that_was_never_given_settles_nothing() {
     let mut cluster = Cluster::prepared();
     assert_eq!(cluster.settle(1, 1, Token(u64::MAX), counted(5)), 1, "its number is used up");
     let given = cluster.grant(0, 1);
-    assert_eq!(cluster.settle(1, 2, given.next(), counted(7)), 2);
+    assert_eq!(cluster.settle(1, 2, given.next().unwrap(), counted(7)), 2);
     assert!(cluster.stored().accounts.iter().all(|(token, _)| *token <= given));
     let next = cluster.grant(1, 1);
     cluster.apply(Event::HandedBack { node: node(1), token: next });

@@ -80,6 +80,8 @@ pub(crate) struct Node {
     pub(crate) newest_unix_nanos: u64,
     /// The latest time of all its samples: later than the newest one's after its clock went back.
     pub(crate) furthest_unix_nanos: u64,
+    /// Time between its two newest samples: how long its windows are. 0 before the second one.
+    pub(crate) window_nanos: u64,
     /// Position of the newest frame of its spool that was received.
     pub(crate) position: Option<u64>,
     /// Gone for good: its joules count, it is no longer expected.
@@ -115,6 +117,7 @@ impl Node {
             joined_unix_nanos: 0,
             newest_unix_nanos: 0,
             furthest_unix_nanos: 0,
+            window_nanos: 0,
             position: None,
             retired: false,
             verdict: Verdict::default(),
@@ -190,6 +193,9 @@ impl Node {
 
         let before = std::mem::replace(&mut self.newest_unix_nanos, frame.time_unix_nanos);
         self.furthest_unix_nanos = self.furthest_unix_nanos.max(frame.time_unix_nanos);
+        if before > 0 && order == Order::Newer {
+            self.window_nanos = frame.time_unix_nanos - before;
+        }
         if before == 0 {
             self.joined_unix_nanos = frame.time_unix_nanos;
         } else {

@@ -20,8 +20,11 @@ use super::moved::Op;
 use super::nodes::{GPU_SCOPE, Node};
 use super::ring::slot_of;
 
-/// Telemetry is fresh while the newest sample is at most this old: five pushes of a second.
-pub(crate) const FRESH_SECONDS: u64 = 5;
+/// Telemetry is fresh while the newest sample is at most as old as so many of its node's windows.
+const FRESH_WINDOWS: u64 = 5;
+/// Nor does it get stale sooner or later than that: what a node with the shortest windows may be late, and how long
+/// one is believed that came back after a pause.
+const FRESH_NANOS: std::ops::RangeInclusive<u64> = 5 * NANOS_PER_SECOND..=60 * NANOS_PER_SECOND;
 
 /// Slots that MFU and FLOP/J are taken over: the one under way and five before it, 50 to 60 s.
 const WINDOW_SLOTS: u64 = 6;
@@ -190,7 +193,8 @@ impl State {
 
 impl Node {
     fn is_fresh(&self, now_unix_nanos: u64) -> bool {
-        let fresh = |age| age <= FRESH_SECONDS * NANOS_PER_SECOND;
+        let windows = self.window_nanos.saturating_mul(FRESH_WINDOWS);
+        let fresh = |age| age <= windows.clamp(*FRESH_NANOS.start(), *FRESH_NANOS.end());
         !self.retired && self.age_nanos(now_unix_nanos).is_some_and(fresh)
     }
 

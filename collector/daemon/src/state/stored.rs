@@ -48,6 +48,8 @@ pub(super) struct StoredNode {
     peaks: Vec<StoredPeak>,
     #[prost(uint64, tag = "16")]
     furthest_unix_nanos: u64,
+    #[prost(uint64, tag = "17")]
+    window_nanos: u64,
 }
 
 /// A counter of microjoules: of a scope or of a GPU.
@@ -134,6 +136,7 @@ impl StoredNode {
             gpus: strings(&mut node.latest.gpus.keys()),
             peaks: peaks.collect(),
             furthest_unix_nanos: node.furthest_unix_nanos,
+            window_nanos: node.window_nanos,
         }
     }
 
@@ -146,6 +149,7 @@ impl StoredNode {
         node.joined_unix_nanos = self.joined_unix_nanos;
         node.newest_unix_nanos = self.newest_unix_nanos;
         node.furthest_unix_nanos = self.furthest_unix_nanos;
+        node.window_nanos = self.window_nanos;
         node.position = self.position;
         node.retired = self.retired;
         let foreign_gpus = self.foreign_gpus.into_iter().map(Box::from).collect();

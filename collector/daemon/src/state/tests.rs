@@ -109,6 +109,32 @@ fn figures_of_a_healthy_cluster() {
     }
 }
 
+/// Windows may be ten seconds long; five seconds after the last of them nothing is amiss.
+#[test]
+fn freshness_follows_a_nodes_windows() {
+    let mut state = State::default();
+    for s in (0..=100).step_by(10) {
+        state.apply(second(1, s, 100), None, at(100.0));
+    }
+    (0..=100).for_each(|s| state.apply(second(2, s, 100), None, at(100.0)));
+    for s in [0, 99, 100] {
+        state.apply(second(3, s, 100), None, at(100.0));
+    }
+    // It came back after a long pause, and is gone again.
+    state.apply(second(4, 0, 100), None, at(100.0));
+    state.apply(second(4, 100, 100), None, at(100.0));
+    let fresh = |seconds: f64| {
+        let rollup = state.rollup(at(100.0 + seconds));
+        let fresh = |number| rollup.node(&node(number)).unwrap().fresh;
+        [1, 2, 3, 4].map(fresh)
+    };
+    assert_eq!(fresh(5.0), [true; 4]);
+    assert_eq!(fresh(6.0), [true, false, false, true], "five windows of a second each");
+    assert_eq!(fresh(50.0), [true, false, false, true]);
+    assert_eq!(fresh(51.0), [false, false, false, true]);
+    assert_eq!(fresh(61.0), [false; 4], "nobody is believed for longer than a minute");
+}
+
 #[test]
 fn a_silent_node_counts_as_known_but_not_as_idle() {
     let mut state = State::default();

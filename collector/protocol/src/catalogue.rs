@@ -575,13 +575,13 @@ pub static AGENT_SPOOL_FRAMES: Metric = Metric {
     otlp: Some(Otlp { name: "wattmill.agent.spool.frames", unit: "1", fixed: &[], attributes: &[] }),
 };
 
-/// Telemetry frames dropped because the spool was full or could not be written.
+/// Telemetry frames dropped because the spool was full or could not be written, or the collector refused them for good.
 pub static AGENT_SPOOL_DROPPED: Metric = Metric {
     name: "wattmill_agent_spool_dropped_total",
     kind: Kind::Counter,
     unit: "1",
     labels: &[],
-    help: "Telemetry frames dropped because the spool was full or could not be written.",
+    help: "Telemetry frames dropped because the spool was full or could not be written, or the collector refused them for good.",
     exporter: Exporter::Agent,
     otlp: Some(Otlp { name: "wattmill.agent.spool.dropped", unit: "1", fixed: &[], attributes: &[] }),
 };

@@ -136,8 +136,14 @@ async fn send_with(collector: Endpoint, node: NodeId, spool: SharedSpool, push: 
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5));
-    let mut sender =
-        Sender { node, spool, durable: push.durable.subscribe(), failures: 0, last_message: None };
+    let mut sender = Sender {
+        node,
+        spool,
+        durable: push.durable.subscribe(),
+        failures: 0,
+        last_message: None,
+        refused: 0,
+    };
     loop {
         let sessions = sender.durable.borrow().sessions;
         let error = sender.connection(&endpoint).await;
@@ -195,6 +201,8 @@ struct Sender {
     durable: watch::Receiver<Durable>,
     failures: u32,
     last_message: Option<String>,
+    /// The newest frame that was refused.
+    refused: u64,
 }
 
 impl Sender {
@@ -257,16 +265,26 @@ impl Sender {
                 self.accepted(frame, &answer.into_inner());
                 Ok(())
             }
-            // The frame itself is refused: sending it again would be refused again, for ever.
-            Err(status) if matches!(status.code(), Code::InvalidArgument) => {
-                tracing::error!(
-                    position = frame.position,
-                    error = status.message(),
-                    "the collector refused a telemetry frame; skipped"
-                );
+            Err(status) if is_of_the_frame(&status) => {
+                self.skip(frame, &status).await;
                 Ok(())
             }
             Err(status) => Err(status),
+        }
+    }
+
+    /// Goes on behind a frame that is refused; it counts as dropped, once.
+    async fn skip(&mut self, frame: &Frame, status: &Status) {
+        tracing::error!(
+            position = frame.position,
+            code = ?status.code(),
+            error = status.message(),
+            "the collector refused a telemetry frame; skipped"
+        );
+        if frame.position > self.refused {
+            self.refused = frame.position;
+            // It fails only when the runtime shuts down.
+            let _ = self.spool.with(|spool| spool.refused()).await;
         }
     }
 
@@ -302,6 +320,25 @@ impl Sender {
             self.last_message = Some(message);
         }
     }
+}
+
+/// Whether the collector refuses the frame itself, so that it would again, for ever, and those behind it would wait:
+/// with the codes that OTLP does not let a sender retry on, and with the one that says that it is too long. Who is
+/// not known there, or finds no such service, is refused whatever the frame is: that may be mended.
+fn is_of_the_frame(status: &Status) -> bool {
+    // A status that was made here, of a connection that broke, has a cause.
+    std::error::Error::source(status).is_none()
+        && matches!(
+            status.code(),
+            Code::InvalidArgument
+                | Code::PermissionDenied
+                | Code::OutOfRange
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::FailedPrecondition
+                | Code::Internal
+                | Code::Unknown
+        )
 }
 
 /// Sends frames as the bytes that they are.

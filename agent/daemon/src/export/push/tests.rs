@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use futures::StreamExt as _;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
@@ -17,7 +17,7 @@ use crate::snapshot::tests::sample;
 /// A collector that writes down what it is sent.
 struct Recorder {
     seen: mpsc::Sender<(String, u64, u64)>,
-    failing: Arc<AtomicBool>,
+    failing: Arc<AtomicI32>,
 }
 
 /// Frames that a test leaves unread.
@@ -29,8 +29,9 @@ impl MetricsService for Recorder {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        if self.failing.swap(false, Ordering::SeqCst) {
-            return Err(Status::unavailable("on purpose"));
+        let code = Code::from(self.failing.swap(0, Ordering::SeqCst));
+        if code != Code::Ok {
+            return Err(Status::new(code, "on purpose"));
         }
         let metadata = request.metadata();
         let text = |key: &str| metadata.get(key).unwrap().to_str().unwrap().to_owned();
@@ -50,7 +51,7 @@ impl MetricsService for Recorder {
 
 struct Bench {
     seen: mpsc::Receiver<(String, u64, u64)>,
-    failing: Arc<AtomicBool>,
+    failing: Arc<AtomicI32>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     push: Push,
     connected: Arc<Notify>,
@@ -72,7 +73,7 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint::from_shared(format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let (sender, seen) = mpsc::channel(UNREAD);
-        let failing = Arc::new(AtomicBool::new(refuses));
+        let failing = Arc::new(AtomicI32::new(if refuses { Code::Unavailable as i32 } else { 0 }));
         let service = MetricsServiceServer::new(Recorder { seen: sender, failing: Arc::clone(&failing) });
         let server = tonic::transport::Server::builder().add_service(service);
         let connected = Arc::<Notify>::default();
@@ -124,10 +125,34 @@ async fn after_an_error_sending_resumes_behind_the_last_durable_frame() {
         assert_eq!(bench.next().await.0, i);
     }
     bench.push.durable(1);
-    bench.failing.store(true, Ordering::SeqCst);
+    bench.failing.store(Code::Unavailable as i32, Ordering::SeqCst);
     bench.window(3);
     assert_eq!(bench.next().await.0, 2, "sent, but not known to be durable");
     assert_eq!(bench.next().await.0, 3);
+}
+
+/// What follows it must not wait for a frame that is never taken: as one of another node's spool, or one too long.
+#[tokio::test]
+async fn a_frame_that_is_refused_for_good_is_skipped_and_counted() {
+    let mut bench = Bench::start().await;
+    let codes = [Code::InvalidArgument, Code::PermissionDenied, Code::OutOfRange, Code::Internal];
+    for (code, skipped) in codes.into_iter().zip(1..) {
+        bench.failing.store(code as i32, Ordering::SeqCst);
+        let position = 2 * skipped - 1;
+        bench.window(position);
+        while bench.failing.load(Ordering::SeqCst) != 0 {
+            tokio::task::yield_now().await;
+        }
+        bench.window(position + 1);
+        assert_eq!(bench.next().await.0, position + 1, "{code:?}");
+        assert_eq!(bench.stats.figures().dropped, skipped, "{code:?}");
+    }
+    for code in [Code::Unavailable, Code::ResourceExhausted, Code::Unauthenticated, Code::Unimplemented] {
+        assert!(!is_of_the_frame(&Status::new(code, "")), "{code:?}");
+    }
+    let mut broken = Status::unknown("transport error");
+    broken.set_source(Arc::new(std::io::Error::other("broken pipe")));
+    assert!(!is_of_the_frame(&broken), "no collector said so");
 }
 
 /// With pauses of an hour, a frame that was refused comes again within a test's patience only because a
@@ -144,7 +169,7 @@ async fn a_session_that_opens_ends_the_pause() {
         }
         bench.window(1);
         if !opened_first {
-            while bench.failing.load(Ordering::SeqCst) {
+            while bench.failing.load(Ordering::SeqCst) != 0 {
                 tokio::task::yield_now().await;
             }
             bench.push.session_opened(0);

@@ -247,6 +247,11 @@ impl Spool {
         self.segments.front().map(|s| s.first).or(in_memory).unwrap_or(self.next)
     }
 
+    /// A frame is refused where it is sent to, for good.
+    pub fn refused(&mut self) {
+        self.drop_frames(1);
+    }
+
     fn drop_frames(&self, frames: u64) {
         self.stats.dropped.fetch_add(frames, Ordering::Relaxed);
     }

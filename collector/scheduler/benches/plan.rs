@@ -14,11 +14,11 @@ const NODES: u32 = 3_000;
 const SHARDS: u32 = 4_096;
 
 fn node(index: u32) -> NodeId {
-    format!("00000000-0000-4000-8000-{index:012}").parse().unwrap()
+    format!("00000000-0000-4000-8000-{index:012}").parse().expect("a valid identity")
 }
 
 fn bench(c: &mut Criterion) {
-    let job: JobId = "digits-1".parse().unwrap();
+    let job: JobId = "digits-1".parse().expect("a valid identity");
     let snapshot = |change: f64| {
         let node = |index| NodeSnapshot {
             id: node(index),

@@ -284,7 +284,7 @@ impl Sender {
         if frame.position > self.refused {
             self.refused = frame.position;
             // It fails only when the runtime shuts down.
-            let _ = self.spool.with(|spool| spool.refused()).await;
+            let _ = self.spool.with(Spool::refused).await;
         }
     }
 

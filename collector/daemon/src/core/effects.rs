@@ -10,6 +10,14 @@ use crate::blobs::Blobs;
 use crate::reduce::{self, ReduceError};
 use crate::tasks;
 
+/// What a part of a round's reduction comes to.
+pub(super) enum Aside {
+    /// Say it to the core.
+    Done(Command),
+    /// It failed; the command has it done again.
+    Failed(ReduceError, Command),
+}
+
 impl Core {
     pub(super) fn perform(&mut self) {
         self.refresh_live();
@@ -67,8 +75,8 @@ impl Core {
     fn reduce(&self, job: JobId, round: u32, input: Arc<reduce::Round>) {
         let of = (job.clone(), round);
         self.work_aside(of, move |blobs| match reduce::reduce(blobs, &input) {
-            Ok(outcome) => Ok(Command::Computed { job, round, outcome }),
-            Err(error) => Err((error, Command::Reduce { job, round, input })),
+            Ok(outcome) => Aside::Done(Command::Computed { job, round, outcome }),
+            Err(error) => Aside::Failed(error, Command::Reduce { job, round, input }),
         });
     }
 
@@ -87,8 +95,10 @@ impl Core {
         if named == Some(reduction) {
             let of = (job.clone(), round);
             self.work_aside(of, move |blobs| match outcome.persist(blobs) {
-                Ok(reduction) => Ok(Command::Event(Event::Reduced { job, round, reduction: Ok(reduction) })),
-                Err(error) => Err((error, Command::Computed { job, round, outcome })),
+                Ok(reduction) => {
+                    Aside::Done(Command::Event(Event::Reduced { job, round, reduction: Ok(reduction) }))
+                }
+                Err(error) => Aside::Failed(error, Command::Computed { job, round, outcome }),
             });
         }
     }
@@ -98,26 +108,27 @@ impl Core {
     pub(super) fn work_aside(
         &self,
         (job, round): (JobId, u32),
-        work: impl FnOnce(&Blobs) -> Result<Command, (ReduceError, Command)> + Send + 'static,
+        work: impl FnOnce(&Blobs) -> Aside + Send + 'static,
     ) {
         let (blobs, to_self, pause) = (Arc::clone(&self.blobs), self.to_self.clone(), self.reduce_retry);
         let work = tokio::task::spawn_blocking(move || work(&blobs));
         tokio::spawn(async move {
             // The core is gone only when the program ends; the round is then reduced anew.
-            let say = async |command| match to_self.upgrade() {
-                Some(core) => drop(core.send(command).await),
-                None => {}
+            let say = async |command| {
+                if let Some(core) = to_self.upgrade() {
+                    drop(core.send(command).await);
+                }
             };
             match work.await {
-                Ok(Ok(command)) => say(command).await,
-                Ok(Err((error, again))) if error.may_pass() => {
+                Ok(Aside::Done(command)) => say(command).await,
+                Ok(Aside::Failed(error, again)) if error.may_pass() => {
                     let reason = exit::describe(&error);
                     tracing::error!(%job, round, reason, "a round's reduction is tried again");
                     say(Command::Stalled { job, reason }).await;
                     tokio::time::sleep(pause).await;
                     say(again).await;
                 }
-                Ok(Err((error, _))) => say(impossible(job, round, &error)).await,
+                Ok(Aside::Failed(error, _)) => say(impossible(job, round, &error)).await,
                 Err(died) => {
                     say(impossible(job, round, &ReduceError::Panicked(tasks::panic_text(died)))).await;
                 }

@@ -271,7 +271,7 @@ impl Core {
                 self.news = true;
             }
             Command::Computed { job, round, outcome } => self.computed(job, round, outcome),
-            Command::Report { node, report, shard } => self.report(node, *report, &shard),
+            Command::Report { node, report, shard } => self.report(&node, *report, &shard),
             Command::Submit { spec, key, reply } => {
                 let id = match self.work.job_of_key(&key) {
                     Some(job) => job.id.clone(),
@@ -348,7 +348,7 @@ impl Core {
         }
     }
 
-    fn report(&mut self, node: NodeId, report: Report, shard: &Shard) {
+    fn report(&mut self, node: &NodeId, report: Report, shard: &Shard) {
         // A lease that is not live is answered as what it is: its blob may be gone for good, or never came.
         let live = self.work.leases().any(|(_, lease)| lease.token == report.token);
         if let Some(blob) = shard.blob
@@ -356,7 +356,7 @@ impl Core {
             && !self.blobs.has(blob)
         {
             let outcome = v1::ReportOutcome::BlobMissing;
-            self.sessions.send(&node, sessions::reply(report.token, outcome));
+            self.sessions.send(node, sessions::reply(report.token, outcome));
             return;
         }
         let report = if live { self.fitting(report) } else { report };
@@ -366,7 +366,7 @@ impl Core {
         let taken = |shard: &wattmill_work::Shard| matches!(&shard.state, ShardState::Received { token: taken, .. } if *taken == token);
         let round = self.work.round(&job);
         if live && round.and_then(|round| round.shards.get(index)).is_some_and(taken) {
-            self.profiles.observe(&job, &node, shard.samples, shard.seconds);
+            self.profiles.observe(&job, node, shard.samples, shard.seconds);
             self.literal.observe(shard.seconds);
         }
     }

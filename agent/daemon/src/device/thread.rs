@@ -207,6 +207,7 @@ fn finish(slot: &Slot, kind: BackendKind, began: Duration, answer: Answer) {
             state.failed = false;
             state.reading = Some(Arc::new(reading));
         }
+        Answer::Unchanged => state.failed = false,
         Answer::Absent => {
             state.failed = false;
             state.reading = None;

@@ -314,6 +314,21 @@ mod tests {
     }
 
     #[test]
+    fn a_reading_with_nothing_new_leaves_the_last_one() {
+        let (thread, answers) = scripted(HOUR);
+        let failures = vec!["gpu_lost"];
+        answers.send(Answer::Reading(Reading { failures, ..Reading::default() })).unwrap();
+        wait_until(&thread, |view| view.up);
+        let asked_at = clock::monotonic();
+        thread.ask();
+        answers.send(Answer::Unchanged).unwrap();
+        thread.wait_since(asked_at, asked_at + HOUR);
+        let view = thread.view(clock::monotonic());
+        assert!(view.up && view.present && view.reading.is_some());
+        assert_eq!(view.errors["gpu_lost"], 1, "a failure counts once");
+    }
+
+    #[test]
     fn a_panic_is_a_backend_gone() {
         let (thread, answers) = scripted(HOUR);
         drop(answers);

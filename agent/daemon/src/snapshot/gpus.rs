@@ -100,8 +100,16 @@ mod tests {
             uuid: "GPU-1".to_owned(),
             up: true,
             memory: Some(Usage { used_bytes: 1, size_bytes: 2 }),
-            power: Power { instant: power(Some(632.0), Some(800.0), None), average: power(Some(626.0), None, Some(33.0)) },
-            limits: PowerLimits { enforced: Some(650.0), default: Some(700.0), min: Some(200.0), max: Some(700.0) },
+            power: Power {
+                instant: power(Some(632.0), Some(800.0), None),
+                average: power(Some(626.0), None, Some(33.0)),
+            },
+            limits: PowerLimits {
+                enforced: Some(650.0),
+                default: Some(700.0),
+                min: Some(200.0),
+                max: Some(700.0),
+            },
             throttle_seconds: vec![("sw_power_cap", 1.5)],
             pcie: PcieBytes { received: Some(10), transmitted: Some(20) },
             recovery_action: Some("none"),

@@ -13,9 +13,19 @@ use wattmill_protocol::exit;
 
 /// Meters this host's energy, pushes it to a collector, and trains what the collector gives.
 #[derive(Parser)]
-#[command(name = "wattmill-agent", version)]
+#[command(
+    name = "wattmill-agent",
+    version,
+    after_help = "Without a configuration it meters this host and serves http://127.0.0.1:9766/metrics. With \
+                  `collector = \"http://…:4317\"` in /etc/wattmill/agent.toml it pushes what it meters there, and \
+                  trains. Begin with `wattmill-agent check`; docs/configuration.md lists every key. \
+                  RUST_LOG=debug logs more.\n\n\
+                  Exit codes: 0 fine, 1 failure while running (check: something is missing), 64 usage, 78 bad \
+                  configuration."
+)]
 struct Cli {
-    /// Configuration file [default: /etc/wattmill/agent.toml, or built-in defaults without that file]
+    /// Configuration file; drop-ins are read from conf.d/agent*.toml beside it [default:
+    /// /etc/wattmill/agent.toml where it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -24,7 +34,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run until stopped
+    /// Run in the foreground until SIGTERM or SIGINT; it logs to standard error
     Run,
     /// Show what was found on this host, what is missing, why, and how to mend it
     Check {

@@ -68,8 +68,13 @@ async fn state(config: &Config) -> Result<String, String> {
 }
 
 fn writable(folder: &Path) -> Result<(), String> {
-    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
-        .map_err(|errno| format!("cannot write in {}: {errno}; see `state_dir`", folder.display()))
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| {
+        format!(
+            "this user cannot write in {}: {errno}; check as the service's user (`sudo -u wattmill`), or set \
+                 `state_dir`",
+            folder.display()
+        )
+    })
 }
 
 async fn port(key: &'static str, address: SocketAddr) -> Result<String, String> {

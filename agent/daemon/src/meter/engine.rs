@@ -318,9 +318,9 @@ mod tests {
 
     #[test]
     fn a_gpu_in_use_by_others_is_busy_and_one_that_does_not_answer_says_why() {
-        let gpu = |uuid: &str, processes, lost| GpuReading {
+        let gpu = |uuid: &str, processes, lost: Option<&'static str>| GpuReading {
             uuid: uuid.to_owned(),
-            up: lost == None,
+            up: lost.is_none(),
             processes,
             lost,
             ..GpuReading::default()

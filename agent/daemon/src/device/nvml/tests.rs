@@ -13,6 +13,7 @@ use wattmill_protocol::Source;
 mod counters;
 mod events;
 mod figures;
+mod fuzz;
 mod lost;
 mod power;
 

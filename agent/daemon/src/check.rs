@@ -169,7 +169,7 @@ fn nvml(config: &Config) -> Finding {
                 "the driver hangs: see the kernel's log for Xid errors",
             )
         }
-        Some(Answer::Absent) => {
+        Some(Answer::Absent | Answer::Unchanged) => {
             let mend = "with NVIDIA GPUs: install the driver's libnvidia-compute (Debian, Ubuntu) or nvidia-driver-libs (Fedora, RHEL)";
             Finding::new("nvml", Status::Absent, format!("no {name}: no GPUs"), mend)
         }

@@ -17,6 +17,7 @@ use wattmill_protocol::{Energy, Source};
 use crate::config::Config;
 use crate::counter::GapReason;
 use crate::device::host::HostReading;
+use crate::device::host::stat::MODES;
 use crate::device::nvml::GpuReading;
 use crate::device::{BackendKind, Class, MeterId, Scope};
 use crate::identity::Identity;
@@ -201,6 +202,12 @@ fn host(points: &mut Points, host: &HostReading) {
     if let Some(memory) = host.memory {
         points.add(&cat::HOST_MEMORY_USED, &[], memory.used_bytes as f64);
         points.add(&cat::HOST_MEMORY_SIZE, &[], memory.size_bytes as f64);
+    }
+    for (mode, nanos) in MODES.iter().zip(host.cpu_modes) {
+        points.add(&cat::HOST_CPU_SECONDS, &[mode], nanos as f64 / 1e9);
+    }
+    for ((resource, share), micros) in &host.pressure {
+        points.add(&cat::HOST_PRESSURE_SECONDS, &[resource, share], *micros as f64 / 1e6);
     }
     for (disk, (read, written)) in &host.disks {
         points.add(&cat::HOST_DISK_READ, &[disk], *read as f64);

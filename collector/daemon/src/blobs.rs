@@ -155,6 +155,14 @@ impl Blobs {
         memory.staged.contains_key(&hash) || memory.recent.contains_key(&hash) || self.path(hash).exists()
     }
 
+    /// A blob's bytes, in memory or on disk; `None` where it is not here.
+    pub(crate) fn size(&self, hash: Hash) -> Option<u64> {
+        let memory = self.memory();
+        let staged = memory.staged.get(&hash).map(|staged| &staged.bytes);
+        let bytes = staged.or_else(|| memory.recent.get(&hash));
+        bytes.map(|bytes| bytes.len() as u64).or_else(|| Some(fs::metadata(self.path(hash)).ok()?.len()))
+    }
+
     /// Makes a blob durable.
     pub(crate) fn persist(&self, blob: Blob) -> Result<(), BlobError> {
         let path = self.path(blob.name);
@@ -162,10 +170,10 @@ impl Blobs {
             // Two reductions may write the same blob at once: each has a file of its own until it is whole.
             let number = self.partials.fetch_add(1, Ordering::Relaxed);
             let partial = path.with_extension(format!("{number}.{PARTIAL}"));
-            let mut file = File::create(&partial).map_err(failed("creating", &partial))?;
-            file.write_all(&blob.bytes).map_err(failed("writing", &partial))?;
-            file.sync_data().map_err(failed("syncing", &partial))?;
-            fs::rename(&partial, &path).map_err(failed("renaming", &partial))?;
+            write(&partial, &path, &blob.bytes).inspect_err(|_| {
+                // A full disk must not be filled further by what is tried again. Where it is gone already, well.
+                let _ = fs::remove_file(&partial);
+            })?;
         }
         // Even where the file was there: whoever gave it its name may not have come this far.
         File::open(&self.folder)
@@ -242,6 +250,14 @@ impl Blobs {
     fn path(&self, hash: Hash) -> PathBuf {
         self.folder.join(hash.to_string())
     }
+}
+
+/// Writes a file whole under `partial`, then gives it its name.
+fn write(partial: &Path, path: &Path, bytes: &[u8]) -> Result<(), BlobError> {
+    let mut file = File::create(partial).map_err(failed("creating", partial))?;
+    file.write_all(bytes).map_err(failed("writing", partial))?;
+    file.sync_data().map_err(failed("syncing", partial))?;
+    fs::rename(partial, path).map_err(failed("renaming", partial))
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> BlobError {

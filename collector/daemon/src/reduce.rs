@@ -9,9 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
 use wattmill_optim::{Optimizer, Schedule};
-use wattmill_protocol::Hash;
 use wattmill_protocol::job::{self, Job};
-use wattmill_work::Reduction;
+use wattmill_protocol::{Hash, exit};
+use wattmill_work::{Reduction, ShardResult};
 
 use crate::blobs::{Blob, BlobError, Blobs};
 
@@ -38,9 +38,19 @@ pub(crate) enum ReduceError {
     /// The optimizer refused.
     #[error(transparent)]
     Optimizer(#[from] wattmill_optim::StepError),
+    /// The reduction panicked.
+    #[error("the reduction panicked, which is a bug: {0}")]
+    Panicked(String),
     /// The preparing round had not one blob.
     #[error("a round without gradients has {0} blobs")]
     Blobs(usize),
+}
+
+impl ReduceError {
+    /// Whether the same reduction may succeed later: the disk is full or away.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Blob(BlobError::Io { .. }))
+    }
 }
 
 /// What is to be reduced: the fields of [`Effect::Reduce`](wattmill_work::Effect::Reduce).
@@ -62,9 +72,25 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     /// Makes it durable.
-    pub(crate) fn persist(self, blobs: &Blobs) -> Result<Reduction, ReduceError> {
-        self.new.into_iter().try_for_each(|blob| blobs.persist(blob))?;
+    pub(crate) fn persist(&self, blobs: &Blobs) -> Result<Reduction, ReduceError> {
+        self.new.iter().try_for_each(|blob| blobs.persist(blob.clone()))?;
         Ok(self.reduction)
+    }
+}
+
+/// Why a result's blob is not what the job's shards yield; `None` where it is.
+pub(crate) fn misfit(blobs: &Blobs, result: &ShardResult, spec: &Job) -> Option<String> {
+    match result {
+        ShardResult::Gradient { gradient, .. } => {
+            let (found, expected) = (blobs.size(*gradient)?, spec.parameters() * 4);
+            (found != expected)
+                .then(|| format!("the gradient has {found} bytes, the job's model asks for {expected}"))
+        }
+        ShardResult::Prepared { parameters, .. } => {
+            let error = payload_of(&blobs.read(*parameters).ok()?, spec).err()?;
+            Some(exit::describe(&error))
+        }
+        ShardResult::Evaluated { .. } => None,
     }
 }
 

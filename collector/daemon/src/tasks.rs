@@ -37,7 +37,8 @@ impl Tasks {
     }
 }
 
-fn panic_text(error: JoinError) -> String {
+/// What a task said that panicked.
+pub(crate) fn panic_text(error: JoinError) -> String {
     match error.try_into_panic() {
         Ok(panic) => panic.downcast_ref::<&str>().map_or_else(
             || panic.downcast_ref::<String>().cloned().unwrap_or_default(),

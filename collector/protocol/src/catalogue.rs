@@ -570,6 +570,33 @@ pub static HOST_CPU_UTILIZATION: Metric = Metric {
     otlp: Some(Otlp { name: "system.cpu.utilization", unit: "1", fixed: &[], attributes: &[] }),
 };
 
+/// Time that the host's CPUs spent in each mode. Time of guests stands in user and nice.
+pub static HOST_CPU_SECONDS: Metric = Metric {
+    name: "wattmill_host_cpu_seconds_total",
+    kind: Kind::Counter,
+    unit: "s",
+    labels: &["mode"],
+    help: "Time that the host's CPUs spent in each mode. Time of guests stands in user and nice.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp { name: "system.cpu.time", unit: "s", fixed: &[], attributes: &["cpu.mode"] }),
+};
+
+/// Time in which some or all (full) tasks of the host waited for a resource: pressure stall information.
+pub static HOST_PRESSURE_SECONDS: Metric = Metric {
+    name: "wattmill_host_pressure_stalled_seconds_total",
+    kind: Kind::Counter,
+    unit: "s",
+    labels: &["resource", "share"],
+    help: "Time in which some or all (full) tasks of the host waited for a resource: pressure stall information.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.host.pressure.stalled",
+        unit: "s",
+        fixed: &[],
+        attributes: &["wattmill.resource", "wattmill.share"],
+    }),
+};
+
 /// Memory of the host that is not available to new programs.
 pub static HOST_MEMORY_USED: Metric = Metric {
     name: "wattmill_host_memory_used_bytes",
@@ -1242,6 +1269,8 @@ pub static ALL: &[&Metric] = &[
     &NODE_POWER_WATTS,
     &NODE_ATTRIBUTED_ENERGY_JOULES,
     &HOST_CPU_UTILIZATION,
+    &HOST_CPU_SECONDS,
+    &HOST_PRESSURE_SECONDS,
     &HOST_MEMORY_USED,
     &HOST_MEMORY_SIZE,
     &HOST_DISK_READ,

@@ -101,9 +101,9 @@ impl Token {
         Self(u64::from(generation) << 32)
     }
 
-    /// The token after this one.
-    pub fn next(self) -> Self {
-        Self(self.0 + 1)
+    /// The token after this one; `None` where its generation has no more.
+    pub fn next(self) -> Option<Self> {
+        (self.0 as u32 != u32::MAX).then_some(Self(self.0.wrapping_add(1)))
     }
 
     /// The generation of the collector that gave it.
@@ -198,9 +198,11 @@ mod tests {
 
     #[test]
     fn tokens_of_a_later_generation_are_greater() {
-        let last = Token(Token::before_generation(1).0 + 0xffff_fffe);
-        assert!(Token::before_generation(2).next() > last.next());
-        assert_eq!(Token::before_generation(7).next().generation(), 7);
+        let last = Token(Token::before_generation(1).0 + 0xffff_fffe).next().unwrap();
+        assert_eq!((last.generation(), last.next()), (1, None), "it does not run into the next generation");
+        assert!(Token::before_generation(2).next() > Some(last));
+        assert_eq!(Token::before_generation(7).next().unwrap().generation(), 7);
+        assert_eq!(Token(u64::MAX).next(), None);
     }
 
     #[test]

@@ -13,6 +13,9 @@ use crate::event::{Settlement, UnsettledLease};
 use crate::record::{AccountOutcome, AccountRecord, JobRecord, Write};
 use crate::step::Step;
 
+/// Highest settlement that a node may say is applied: with room for all that it will ever make.
+const MAX_SEQUENCE: u64 = 1 << 62;
+
 /// An account, and what its estimate rests on.
 #[derive(Clone, Debug)]
 struct Account {
@@ -74,11 +77,14 @@ impl Accounts {
         self.put(token, jobs, out);
     }
 
-    /// A node settles a lease. Repetitions change nothing; returns whether it was the next in sequence.
+    /// A node settles a lease. Repetitions change nothing; returns whether it was the next in sequence. One of a
+    /// lease above `last_token`, which no collector of this store gave, uses its number up and is of nobody here:
+    /// its token may be given yet.
     pub(crate) fn settle(
         &mut self,
         node: &NodeId,
         settlement: Settlement,
+        last_token: Token,
         jobs: &mut BTreeMap<JobId, JobRecord>,
         out: &mut Step,
     ) -> bool {
@@ -87,10 +93,14 @@ impl Accounts {
             return false;
         }
         self.settled.insert(node.clone(), sequence);
+        out.writes.push(Write::NodeSettled(node.clone(), sequence));
+        if token > last_token {
+            return true;
+        }
         // A token that nobody knows was given by a former collector and lost with it: its work is waste.
         let account = self.open.entry(token).or_insert_with(|| Account {
             record: AccountRecord {
-                job,
+                job: job.clone(),
                 node: node.clone(),
                 outcome: AccountOutcome::Wasted(crate::WasteReason::CollectorRestarted),
                 energy: Energy::ZERO,
@@ -99,7 +109,7 @@ impl Accounts {
             power_watts: 0.0,
             known_ms: 0,
         });
-        if account.record.node == *node {
+        if account.record.node == *node && account.record.job == job {
             account.record.energy = energy;
             account.record.settled = true;
             if let Some(job) = jobs.get_mut(&account.record.job).filter(|_| unrecorded) {
@@ -108,11 +118,19 @@ impl Accounts {
             }
             self.put(token, jobs, out);
         }
-        out.writes.push(Write::NodeSettled(node.clone(), sequence));
         true
     }
 
-    /// Last settlement of `node` that is applied.
+    /// `node` knows settlements up to `sequence` to be applied, by a collector whose store this one does not
+    /// have: it does not keep them any more, and what it owes follows.
+    pub(crate) fn settled_elsewhere(&mut self, node: &NodeId, sequence: u64, out: &mut Step) {
+        if sequence > self.settled_through(node) && sequence <= MAX_SEQUENCE {
+            self.settled.insert(node.clone(), sequence);
+            out.writes.push(Write::NodeSettled(node.clone(), sequence));
+        }
+    }
+
+    /// Last settlement of `node` that is applied, here or before this store was.
     pub(crate) fn settled_through(&self, node: &NodeId) -> u64 {
         self.settled.get(node).copied().unwrap_or(0)
     }

@@ -45,6 +45,8 @@ pub enum Event {
         capability: Capability,
         /// Leases that it still holds.
         held: Vec<HeldLease>,
+        /// Last settlement of its own that it knows to be applied, here or by another collector.
+        settled: u64,
     },
     /// A session ended.
     Closed {

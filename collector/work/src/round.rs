@@ -150,7 +150,7 @@ pub(crate) fn total_steps(job: &JobRecord) -> u64 {
 /// Rounds of the whole job: preparing, steps, and judging where rows are held out.
 pub(crate) fn total_rounds(job: &JobRecord) -> u32 {
     let evaluates = u64::from(job.prepared.is_some_and(|p| p.held_out_rows > 0));
-    u32::try_from(1 + total_steps(job) + evaluates).unwrap_or(u32::MAX)
+    u32::try_from(total_steps(job).saturating_add(1 + evaluates)).unwrap_or(u32::MAX)
 }
 
 impl Round {

@@ -174,10 +174,14 @@ impl Collector {
         };
         let node = node.clone();
         let event = match message {
-            FromNode::Hello { capability, held } => {
+            FromNode::Hello { capability, held, settled } => {
+                // The store is never lost here.
+                hold(settled <= process.work.settled_through(&node), || {
+                    format!("{node} was told {settled}, which is not applied")
+                })?;
                 let route = process.routes.entry(node.clone()).or_insert(number);
                 *route = number.max(*route);
-                Event::Opened { node, session: number, capability, held }
+                Event::Opened { node, session: number, capability, held, settled }
             }
             FromNode::Renew(renewals) => Event::Renewed { node, renewals },
             FromNode::Report(report) => {

@@ -78,6 +78,11 @@ impl Ledger {
         self.log.len() as u64
     }
 
+    /// Last settlement that is known to be applied.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
     /// Settlements that are not known to be applied.
     pub fn unapplied(&self) -> &[Settlement] {
         self.log.get(self.applied as usize..).unwrap_or_default()

@@ -25,6 +25,8 @@ pub enum FromNode {
         capability: Capability,
         /// Leases that it holds.
         held: Vec<HeldLease>,
+        /// Last settlement that it knows to be applied.
+        settled: u64,
     },
     /// How leases fare.
     Renew(Vec<Renewal>),

@@ -261,7 +261,7 @@ impl Node {
         });
         let held = self.attempts.values().map(|a| a.lease.clone()).chain(kept).collect();
         let capability = Capability { numerics: self.plan.numerics.to_owned(), slots: self.plan.slots };
-        self.say(context, network, FromNode::Hello { capability, held });
+        self.say(context, network, FromNode::Hello { capability, held, settled: self.ledger.applied() });
         let stored = self.results.values().filter(|kept| kept.stored());
         let reports: Vec<Report> = stored.map(|kept| kept.report.clone()).collect();
         for report in reports {

@@ -108,7 +108,9 @@ fn started(metric: &cat::Metric, snapshot: &Snapshot) -> u64 {
         &cat::USEFUL_FLOPS,
         &cat::AGENT_GAPS,
     ];
-    const SINCE_BOOT: [&cat::Metric; 4] = [
+    const SINCE_BOOT: [&cat::Metric; 6] = [
+        &cat::HOST_CPU_SECONDS,
+        &cat::HOST_PRESSURE_SECONDS,
         &cat::HOST_DISK_READ,
         &cat::HOST_DISK_WRITTEN,
         &cat::HOST_NETWORK_RECEIVE,

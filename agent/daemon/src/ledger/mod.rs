@@ -15,6 +15,10 @@ use crate::counter::GapReason;
 use crate::device::{MeterId, Scope};
 use crate::window::Known;
 
+/// Most settlements that are owed. A lease is given only by a collector that answers, so that few are owed but
+/// to one that never applies any; the whole ledger is written every window.
+const MAX_PENDING: usize = 4096;
+
 /// Whom energy was used by.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -166,10 +170,20 @@ impl Ledger {
     }
 
     /// Makes a settlement of a shard that has ended; `unrecorded` where it may have begun and no window saw it.
+    ///
+    /// Where [`MAX_PENDING`] are owed already the oldest is given up: its joules stay in this node's sums. The
+    /// next Hello says from where on the rest is numbered.
     pub fn settle(&mut self, shard: OpenShard, unrecorded: bool) {
         self.last_sequence += 1;
         let OpenShard { token, job, energy } = shard;
         self.pending.push(Settlement { sequence: self.last_sequence, token, job, energy, unrecorded });
+        if self.pending.len() > MAX_PENDING {
+            let Settlement { token, job, energy, .. } = self.pending.remove(0);
+            tracing::error!(
+                %token, %job, %energy,
+                "the collector applies no settlements: one is given up, its joules are of no job"
+            );
+        }
     }
 
     /// Whether a settlement of `token` is not known to be applied.
@@ -255,6 +269,16 @@ mod tests {
         assert_eq!(sequences(&ledger), [71, 72], "not applied: the collector's 1 to 70 were others");
         ledger.settle(shard(3), false);
         assert_eq!(sequences(&ledger), [71, 72, 73]);
+    }
+
+    #[test]
+    fn what_is_owed_is_bounded() {
+        let mut ledger = Ledger::new("m", None, 0);
+        for token in 1..=MAX_PENDING as u64 + 2 {
+            ledger.settle(shard(token), false);
+        }
+        assert_eq!(ledger.pending.len(), MAX_PENDING);
+        assert_eq!(ledger.pending[0].sequence, 3, "the oldest are given up");
     }
 
     #[test]

@@ -18,8 +18,9 @@ use crate::core::view::state;
 use crate::core::{Command, Handle, OpenRefused, Shard, round_bytes};
 use crate::state::Telemetry;
 
-/// Messages to a node that wait for its connection: more means that it does not read.
-const TO_NODE: usize = 1024;
+/// Messages to a node that wait for its connection: more means that it does not read. A job that ends revokes, and
+/// a new session answers, each result of a round: 4096 at most.
+const TO_NODE: usize = 8192;
 /// Longest failure message that is kept, in bytes.
 const MAX_FAILURE_BYTES: usize = 4096;
 /// Quickest pace of a watch.

@@ -48,14 +48,17 @@ async fn metrics(State(pages): State<Pages>) -> Response {
     }
 }
 
-/// Ready once the core published its first view, and while it takes commands.
+/// Ready once the core published its first view, while it takes commands and its store takes transactions.
 async fn ready(State(pages): State<Pages>) -> Response {
-    let published = pages.core.views.borrow().cluster.unix_ms > 0;
-    if published && !pages.core.commands.is_closed() {
-        "ready\n".into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: the state is being recovered\n").into_response()
-    }
+    let view = Arc::clone(&pages.core.views.borrow());
+    let why = match &view.store_refusal {
+        Some(reason) => format!("not ready: the store takes nothing: {reason}\n"),
+        None if view.cluster.unix_ms > 0 && !pages.core.commands.is_closed() => {
+            return "ready\n".into_response();
+        }
+        None => "not ready: the state is being recovered\n".to_owned(),
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
 }
 
 async fn discovery(State(pages): State<Pages>) -> Response {

@@ -7,7 +7,7 @@ use wattmill_protocol::job::Job;
 use wattmill_protocol::{Hash, JobId, NodeId, v1};
 use wattmill_work::{Event, Phase, Report};
 
-use crate::reduce::Outcome;
+use crate::reduce::{Outcome, Round};
 
 /// Messages to a node that wait for its connection.
 pub(crate) type ToNode = mpsc::Sender<Result<v1::ToNode, tonic::Status>>;
@@ -43,6 +43,22 @@ pub(crate) enum Command {
         report: Box<Report>,
         /// What the state machine need not know.
         shard: Shard,
+    },
+    /// A round is to be reduced, once more: the disk failed.
+    Reduce {
+        /// Which job.
+        job: JobId,
+        /// Which round.
+        round: u32,
+        /// Of what.
+        input: Arc<Round>,
+    },
+    /// The disk fails a round's reduction, which is tried again.
+    Stalled {
+        /// Which job.
+        job: JobId,
+        /// Why.
+        reason: String,
     },
     /// A round is reduced and not written yet.
     Computed {

@@ -2,23 +2,33 @@
 
 use std::sync::Arc;
 
-use wattmill_protocol::{JobId, NodeId, exit};
-use wattmill_work::{Effect, Event, Message, Reduction};
+use wattmill_protocol::{JobId, NodeId, exit, v1};
+use wattmill_work::{Effect, Event, Message};
 
-use super::{Command, Core, sessions};
+use super::{Command, Core, Then, sessions};
 use crate::blobs::Blobs;
 use crate::reduce::{self, ReduceError};
+use crate::tasks;
 
 impl Core {
     pub(super) fn perform(&mut self) {
         self.refresh_live();
-        for effect in std::mem::take(&mut self.pending_effects) {
+        for then in std::mem::take(&mut self.pending_effects) {
+            let effect = match then {
+                Then::Effect(effect) => effect,
+                Then::Welcome { node, session, welcome } => {
+                    if self.sessions.get(&node).is_some_and(|open| open.session == session) {
+                        self.sessions.send(&node, v1::to_node::Kind::Welcome(welcome));
+                    }
+                    continue;
+                }
+            };
             match effect {
                 Effect::Send { node, message } => self.tell(&node, message),
                 Effect::Reduce { job, round, spec, parameters, optimizer, blobs, samples, step } => {
                     self.traces.reducing(&job, round);
                     let input = reduce::Round { spec, parameters, optimizer, blobs, samples, step };
-                    self.reduce(job, round, input);
+                    self.reduce(job, round, Arc::new(input));
                 }
                 Effect::Retire { blobs } => {
                     let in_use = self.work.blobs_in_use();
@@ -27,6 +37,10 @@ impl Core {
                 }
                 Effect::Ended { job } => self.ended(&job),
             }
+        }
+        // Nothing is to be granted to a node that is not told of it, and its leases run out their grace.
+        for (node, session) in std::mem::take(&mut self.sessions.broken) {
+            self.apply(Event::Closed { node, session });
         }
     }
 
@@ -49,11 +63,19 @@ impl Core {
         *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = tokens;
     }
 
-    fn reduce(&self, job: JobId, round: u32, input: reduce::Round) {
-        self.work_aside(move |blobs| match reduce::reduce(blobs, &input) {
-            Ok(outcome) => Command::Computed { job, round, outcome },
-            Err(error) => reduced(job, round, Err(error)),
+    fn reduce(&self, job: JobId, round: u32, input: Arc<reduce::Round>) {
+        let of = (job.clone(), round);
+        self.work_aside(of, move |blobs| match reduce::reduce(blobs, &input) {
+            Ok(outcome) => Ok(Command::Computed { job, round, outcome }),
+            Err(error) => Err((error, Command::Reduce { job, round, input })),
         });
+    }
+
+    /// The disk failed a reduction a while ago.
+    pub(super) fn reduce_again(&self, job: JobId, round: u32, input: Arc<reduce::Round>) {
+        if self.work.round(&job).is_some_and(|r| r.number == round && r.reducing && r.outcome.is_none()) {
+            self.reduce(job, round, input);
+        }
     }
 
     /// A round is reduced: its outcome is named, then written.
@@ -62,18 +84,42 @@ impl Core {
         self.apply(Event::Computed { job: job.clone(), round, reduction });
         let named = self.work.round(&job).filter(|r| r.number == round).and_then(|r| r.outcome);
         if named == Some(reduction) {
-            self.work_aside(move |blobs| reduced(job, round, outcome.persist(blobs)));
+            let of = (job.clone(), round);
+            self.work_aside(of, move |blobs| match outcome.persist(blobs) {
+                Ok(reduction) => Ok(Command::Event(Event::Reduced { job, round, reduction: Ok(reduction) })),
+                Err(error) => Err((error, Command::Computed { job, round, outcome })),
+            });
         }
     }
 
-    /// Has `work` done beside the core, and takes what it comes to.
-    fn work_aside(&self, work: impl FnOnce(&Blobs) -> Command + Send + 'static) {
-        let (blobs, to_self) = (Arc::clone(&self.blobs), self.to_self.clone());
-        tokio::task::spawn_blocking(move || {
-            let command = work(&blobs);
-            if let Some(core) = to_self.upgrade() {
-                // The core is gone only when the program ends; the round is then reduced anew.
-                drop(core.blocking_send(command));
+    /// Has a part of a round's reduction done beside the core, and takes what it comes to. Where the disk failed
+    /// it, the core hears so, and after a pause what has it done again.
+    pub(super) fn work_aside(
+        &self,
+        (job, round): (JobId, u32),
+        work: impl FnOnce(&Blobs) -> Result<Command, (ReduceError, Command)> + Send + 'static,
+    ) {
+        let (blobs, to_self, pause) = (Arc::clone(&self.blobs), self.to_self.clone(), self.reduce_retry);
+        let work = tokio::task::spawn_blocking(move || work(&blobs));
+        tokio::spawn(async move {
+            // The core is gone only when the program ends; the round is then reduced anew.
+            let say = async |command| match to_self.upgrade() {
+                Some(core) => drop(core.send(command).await),
+                None => {}
+            };
+            match work.await {
+                Ok(Ok(command)) => say(command).await,
+                Ok(Err((error, again))) if error.may_pass() => {
+                    let reason = exit::describe(&error);
+                    tracing::error!(%job, round, reason, "a round's reduction is tried again");
+                    say(Command::Stalled { job, reason }).await;
+                    tokio::time::sleep(pause).await;
+                    say(again).await;
+                }
+                Ok(Err((error, _))) => say(impossible(job, round, &error)).await,
+                Err(died) => {
+                    say(impossible(job, round, &ReduceError::Panicked(tasks::panic_text(died)))).await;
+                }
             }
         });
     }
@@ -81,6 +127,7 @@ impl Core {
     fn ended(&mut self, job: &JobId) {
         self.traces.ended(job);
         self.profiles.forget(job);
+        self.stalled.remove(job);
         self.energy_at_end.insert(job.clone(), self.cluster_energy());
         let Some(record) = self.work.job(job) else { return };
         tracing::info!(
@@ -96,11 +143,9 @@ impl Core {
     }
 }
 
-/// A round's reduction is durable, or cannot be.
-fn reduced(job: JobId, round: u32, reduction: Result<Reduction, ReduceError>) -> Command {
-    let reduction = reduction.map_err(|error| exit::describe(&error));
-    if let Err(reason) = &reduction {
-        tracing::error!(%job, round, reason, "a round cannot be reduced");
-    }
-    Command::Event(Event::Reduced { job, round, reduction })
+/// A round cannot be reduced.
+fn impossible(job: JobId, round: u32, error: &ReduceError) -> Command {
+    let reason = exit::describe(error);
+    tracing::error!(%job, round, reason, "a round cannot be reduced");
+    Command::Event(Event::Reduced { job, round, reduction: Err(reason) })
 }

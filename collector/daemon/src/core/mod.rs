@@ -1,7 +1,8 @@
 //! The core loop: one task owns the state machine, and nothing else touches it.
 //!
 //! Commands come in, are applied, their writes are committed in one transaction, and only then are the
-//! effects carried out. A store that refuses is tried again; effects wait, nothing is forgotten.
+//! effects carried out. A store that refuses is tried again; effects wait, nothing is forgotten. What it will
+//! never take ends the program: the next start recovers from what is stored.
 //! Invariant: what a node or a user was told is durable.
 
 mod command;
@@ -25,12 +26,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use wattmill_protocol::catalogue as metrics;
+use wattmill_protocol::exposition::Point;
 use wattmill_protocol::{Energy, JobId, NodeId, Token, exit, v1};
 use wattmill_scheduler::{Plan, Profiles};
 use wattmill_work::store::Store;
-use wattmill_work::{Effect, Event, Now, Report, WasteReason, Work, Write};
+use wattmill_work::{Effect, Event, Failure, Now, Report, ShardState, WasteReason, Work, Write};
 
 use crate::blobs::Blobs;
+use crate::reduce;
 use crate::state::{Rollup, Telemetry};
 use crate::store::{Sqlite, StoreError};
 
@@ -51,6 +55,23 @@ const TICK: Duration = Duration::from_millis(100);
 const TICKS_PER_PLAN: u32 = 10;
 /// Pause before a refused transaction is tried again.
 const STORE_RETRY: Duration = Duration::from_millis(500);
+/// Pause before a reduction that the disk failed is tried again.
+const REDUCE_RETRY: Duration = Duration::from_secs(2);
+
+/// What is carried out once the writes of the commands before it are durable.
+enum Then {
+    /// The state machine asks for it.
+    Effect(Effect),
+    /// A node's session opens with it.
+    Welcome {
+        /// Whose.
+        node: NodeId,
+        /// Which one: a newer one has its own.
+        session: u64,
+        /// What it says.
+        welcome: v1::Welcome,
+    },
+}
 
 /// Tokens under which blobs may be stored now.
 pub(crate) type LiveTokens = Arc<RwLock<BTreeSet<Token>>>;
@@ -83,6 +104,9 @@ pub(crate) struct Core {
     /// The cluster's joules that were shared out among jobs, or came when none ran.
     shared_microjoules: u64,
     literal: Literal,
+    reduce_retry: Duration,
+    /// Jobs whose rounds the disk does not take, and why.
+    stalled: BTreeMap<JobId, String>,
     /// Positions of the nodes' spools that survive a crash.
     durable: BTreeMap<NodeId, u64>,
     /// As exposed: an estimate that a ledger corrects downwards must not take a counter back.
@@ -91,7 +115,7 @@ pub(crate) struct Core {
     store_errors: u64,
     plan_seconds: f64,
     pending_writes: Vec<Write>,
-    pending_effects: Vec<Effect>,
+    pending_effects: Vec<Then>,
     commands: mpsc::Receiver<Command>,
     to_self: mpsc::WeakSender<Command>,
     views: watch::Sender<Arc<View>>,
@@ -136,6 +160,8 @@ impl Core {
             energy_at_end: BTreeMap::new(),
             shared_microjoules,
             literal: Literal::default(),
+            reduce_retry: REDUCE_RETRY,
+            stalled: BTreeMap::new(),
             durable: durable.into_iter().collect(),
             wasted_joules: BTreeMap::new(),
             commits: 0,
@@ -210,17 +236,26 @@ impl Core {
         let now = self.now();
         let (writes, effects) = self.work.apply(event, now);
         self.pending_writes.extend(writes);
-        self.pending_effects.extend(effects);
+        self.pending_effects.extend(effects.into_iter().map(Then::Effect));
     }
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Event(event) => self.apply(event),
+            Command::Event(event) => {
+                if let Event::Reduced { job, .. } = &event {
+                    self.stalled.remove(job);
+                }
+                self.apply(event);
+            }
             Command::Close { node, session } => {
                 self.sessions.close(&node, session);
                 self.apply(Event::Closed { node, session });
             }
             Command::Open { hello, sender, reply } => self.open(*hello, sender, reply),
+            Command::Reduce { job, round, input } => self.reduce_again(job, round, input),
+            Command::Stalled { job, reason } => {
+                self.stalled.insert(job, reason);
+            }
             Command::Computed { job, round, outcome } => self.computed(job, round, outcome),
             Command::Report { node, report, shard } => self.report(node, *report, &shard),
             Command::Submit { spec, key, reply } => {
@@ -251,7 +286,11 @@ impl Core {
                 }));
             }
             Command::EnergyReport { job, reply } => {
-                drop(reply.send(self.energy_report(&job)));
+                let report = self.energy_report(&job);
+                self.sessions.waiting.push(Box::new(move || {
+                    // A user who left does not read it.
+                    let _ = reply.send(report);
+                }));
             }
             Command::Durable { positions } => {
                 for (node, position) in positions {
@@ -306,33 +345,65 @@ impl Core {
             self.sessions.send(&node, sessions::reply(report.token, outcome));
             return;
         }
-        if report.result.is_ok() {
-            self.profiles.observe(&report.job, &node, shard.samples, shard.seconds);
+        let report = if live { self.fitting(report) } else { report };
+        let (job, index, token) = (report.job.clone(), report.shard as usize, report.token);
+        self.apply(Event::Reported { node: node.clone(), report });
+        // Only what is taken teaches: a stale or ill-fitting report says what it likes.
+        let taken = |shard: &wattmill_work::Shard| matches!(&shard.state, ShardState::Received { token: taken, .. } if *taken == token);
+        let round = self.work.round(&job);
+        if live && round.and_then(|round| round.shards.get(index)).is_some_and(taken) {
+            self.profiles.observe(&job, &node, shard.samples, shard.seconds);
             self.literal.observe(shard.seconds);
         }
-        self.apply(Event::Reported { node, report });
+    }
+
+    /// The report, as a failed attempt where its blob is not what such a shard yields: in its round it would end
+    /// the job.
+    fn fitting(&self, report: Report) -> Report {
+        let job = self.work.job(&report.job);
+        let result = report.result.as_ref().ok();
+        match job.zip(result).and_then(|(job, result)| reduce::misfit(&self.blobs, result, &job.spec)) {
+            Some(message) => Report { result: Err(Failure { bad_input: false, message }), ..report },
+            None => report,
+        }
     }
 
     async fn commit(&mut self, cancelled: &CancellationToken) -> Result<(), StoreError> {
+        let errors = self.store_errors;
         while !self.pending_writes.is_empty() {
-            match self.store.commit(&self.pending_writes).await {
-                Ok(()) => {
-                    self.commits += 1;
-                    self.pending_writes.clear();
-                }
-                Err(error) if cancelled.is_cancelled() => return Err(error),
-                Err(error) => {
-                    self.store_errors += 1;
-                    tracing::error!(
-                        error = exit::describe(&error),
-                        writes = self.pending_writes.len(),
-                        "the store refused a transaction; nothing goes on until it takes it"
-                    );
-                    tokio::time::sleep(STORE_RETRY).await;
-                }
+            let Err(error) = self.store.commit(&self.pending_writes).await else {
+                self.commits += 1;
+                self.pending_writes.clear();
+                break;
+            };
+            self.store_errors += 1;
+            if cancelled.is_cancelled() || !error.may_pass() {
+                return Err(error);
             }
+            let reason = exit::describe(&error);
+            tracing::error!(
+                error = reason,
+                writes = self.pending_writes.len(),
+                "the store refused a transaction; nothing goes on until it takes it"
+            );
+            self.publish_refusal(reason);
+            // One more try where this ends it.
+            cancelled.run_until_cancelled(tokio::time::sleep(STORE_RETRY)).await;
+        }
+        if self.store_errors > errors {
+            tracing::info!("the store takes transactions again");
+            self.publish();
         }
         Ok(())
+    }
+
+    /// The last picture again, for what came after it is not durable; only that the store refuses is new.
+    fn publish_refusal(&mut self, reason: String) {
+        let mut view = View::clone(&self.views.borrow());
+        view.store_refusal = Some(reason);
+        let errors = |point: &&mut Point| point.metric.name == metrics::COLLECTOR_STORE_ERRORS.name;
+        view.points.iter_mut().filter(errors).for_each(|point| point.value = self.store_errors as f64);
+        self.views.send_replace(Arc::new(view));
     }
 
     /// A tick of the state machine, with what the roll-up says of the time since the last one.

@@ -1,17 +1,24 @@
 //! Nodes with an open session, and how they are spoken to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use wattmill_protocol::{NodeId, PROTOCOL_VERSION, Token, v1};
 use wattmill_work::{Capability, Event, HeldLease, Message, ReportOutcome, Task, UnsettledLease};
 
-use super::Core;
 use super::command::{OpenRefused, ToNode};
+use super::{Core, Then};
 
-/// Most leases that a node may say it holds, and takes at once.
+/// Most leases that a node takes at once.
 const MAX_SLOTS: u32 = 256;
+/// Most leases that a node may say it holds: it keeps the results of a whole round until that is committed, and
+/// rounds of 4096 shards of a few jobs may be under way.
+const MAX_HELD: usize = 1 << 14;
+/// Most CPUs of a node: Linux has at most 8192.
+const MAX_CPUS: usize = 1 << 13;
+/// The whole host, in parts per million.
+const WHOLE_HOST_PPM: u32 = 1_000_000;
 /// Longest name or address in bytes.
 const MAX_TEXT: usize = 255;
 /// How far fractions may exceed the host, in parts per million: they are rounded.
@@ -30,6 +37,8 @@ pub(crate) struct Connected {
 pub(crate) struct Sessions {
     open: BTreeMap<NodeId, Connected>,
     last: u64,
+    /// Sessions that were closed here, of which the state machine is not told yet.
+    pub(crate) broken: Vec<(NodeId, u64)>,
     /// Answers that wait for the commit of their batch.
     pub(crate) waiting: Vec<Box<dyn FnOnce() + Send>>,
 }
@@ -54,8 +63,10 @@ impl Sessions {
         let Some(connected) = self.open.get(node) else { return };
         if connected.sender.try_send(Ok(v1::ToNode { kind: Some(kind) })).is_err() {
             // The stream ends with its sender: the node opens a new session and says what it holds.
-            tracing::warn!(%node, session = connected.session, "the node does not read: its session is closed");
+            let session = connected.session;
+            tracing::warn!(%node, session, "the node does not read: its session is closed");
             self.open.remove(node);
+            self.broken.push((node.clone(), session));
         }
     }
 
@@ -81,16 +92,19 @@ impl Core {
                 &hello.machine_id,
                 f64::from(hello.host_fraction_ppm) / 1e6,
             );
+            let capability = Capability { numerics: hello.numerics.clone(), slots: hello.slots };
+            let settled = hello.settled;
+            self.sessions.open.insert(node.clone(), Connected { session, hello, sender });
+            let before = self.pending_effects.len();
+            self.apply(Event::Opened { node: node.clone(), session, capability, held, settled });
             let welcome = v1::Welcome {
                 cluster: self.cluster.clone(),
                 protocol: PROTOCOL_VERSION,
                 spool_durable: self.durable.get(&node).copied().unwrap_or(0),
                 settled: self.work.settled_through(&node),
             };
-            let capability = Capability { numerics: hello.numerics.clone(), slots: hello.slots };
-            self.sessions.open.insert(node.clone(), Connected { session, hello, sender });
-            self.sessions.send(&node, v1::to_node::Kind::Welcome(welcome));
-            self.apply(Event::Opened { node: node.clone(), session, capability, held });
+            // No earlier than what it says is durable, and before all that this session is told.
+            self.pending_effects.insert(before, Then::Welcome { node: node.clone(), session, welcome });
             self.replan();
             (node, session)
         });
@@ -117,8 +131,20 @@ impl Core {
         if hello.slots > 0 && hello.numerics.is_empty() {
             return Err(malformed("numerics must not be empty where there are slots".to_owned()));
         }
-        if hello.slots > MAX_SLOTS || hello.held.len() > MAX_SLOTS as usize * 2 {
+        if hello.slots > MAX_SLOTS {
             return Err(malformed(format!("slots must be {MAX_SLOTS} at most")));
+        }
+        if hello.held.len() > MAX_HELD {
+            return Err(malformed(format!(
+                "{} leases are held; at most {MAX_HELD} can be",
+                hello.held.len()
+            )));
+        }
+        if hello.cpus.len() > MAX_CPUS {
+            return Err(malformed(format!("{} CPUs; at most {MAX_CPUS} can be", hello.cpus.len())));
+        }
+        if hello.host_fraction_ppm > WHOLE_HOST_PPM {
+            return Err(malformed("host_fraction_ppm is more than the whole host".to_owned()));
         }
         self.check_host(&node, hello)?;
         let held = hello.held.iter().map(held_lease).collect::<Result<_, _>>()?;
@@ -128,6 +154,7 @@ impl Core {
     /// Agents of one host must not account for the same joules.
     fn check_host(&self, node: &NodeId, hello: &v1::Hello) -> Result<(), OpenRefused> {
         let mut fraction = u64::from(hello.host_fraction_ppm);
+        let cpus: BTreeSet<u32> = hello.cpus.iter().copied().collect();
         for (other, connected) in self.sessions.iter().filter(|(other, _)| *other != node) {
             if connected.hello.machine_id != hello.machine_id {
                 continue;
@@ -137,11 +164,11 @@ impl Core {
                 other: format!("{} ({other})", connected.hello.name),
                 conflict,
             };
-            if let Some(cpu) = hello.cpus.iter().find(|cpu| connected.hello.cpus.contains(cpu)) {
+            if let Some(cpu) = connected.hello.cpus.iter().find(|cpu| cpus.contains(cpu)) {
                 return Err(refused(format!("both use CPU {cpu}")));
             }
             fraction += u64::from(connected.hello.host_fraction_ppm);
-            if fraction > 1_000_000 + FRACTION_SLACK_PPM {
+            if fraction > u64::from(WHOLE_HOST_PPM) + FRACTION_SLACK_PPM {
                 let percent = fraction as f64 / 1e4;
                 return Err(refused(format!("the host's fractions come to {percent:.1} %")));
             }

@@ -19,6 +19,8 @@ pub(crate) struct View {
     pub(crate) points: Vec<Point>,
     /// Agents that Prometheus may scrape.
     pub(crate) targets: Vec<Target>,
+    /// Why the store takes nothing now: the rest is as of before.
+    pub(crate) store_refusal: Option<String>,
 }
 
 /// Pictures the core.
@@ -46,7 +48,7 @@ pub(crate) fn build(core: &Core) -> View {
         let labels = labels.map(|(name, value)| (name.to_owned(), value)).to_vec();
         (!address.is_empty()).then_some(Target { address, labels })
     });
-    View { points: points::build(core, &cluster), targets: targets.collect(), cluster }
+    View { points: points::build(core, &cluster), targets: targets.collect(), cluster, store_refusal: None }
 }
 
 fn scoped(energy: &BTreeMap<Box<str>, Energy>) -> Vec<v1::ScopedEnergy> {
@@ -142,7 +144,7 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
         id: job.id.to_string(),
         name: job.spec.name.clone(),
         state: state(job.phase).into(),
-        reason: waits::reason(&core.work, job).unwrap_or_default(),
+        reason: reason(core, job),
         round: job.round,
         rounds,
         epoch: epochs.min((progress * f64::from(epochs)) as u32 + u32::from(job.round > 0)),
@@ -153,7 +155,7 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
         samples: job.samples,
         committed_energy: Some(committed.into()),
         wasted_energy: Some(wasted.into()),
-        unconfirmed_microjoules: unconfirmed.map(|(_, account)| account.energy.total()).sum(),
+        unconfirmed_microjoules: unconfirmed.map(|(_, account)| account.energy).sum::<Energy>().total(),
         requeues: job.requeues.values().sum(),
         mfu_ratio: job_mfu(job),
         samples_per_joule: efficiency::samples_per_joule(
@@ -182,6 +184,13 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
         ended_unix_ms: job.ended_unix_ms.unwrap_or(0),
         bad_input: job.bad_input,
         idle_microjoules: job.idle_microjoules(committed + wasted),
+    }
+}
+
+fn reason(core: &Core, job: &JobRecord) -> String {
+    match core.stalled.get(&job.id) {
+        Some(reason) => format!("waits for the collector's disk: {reason}"),
+        None => waits::reason(&core.work, job).unwrap_or_default(),
     }
 }
 

@@ -71,7 +71,8 @@ impl Node {
         for by_source in foreign.values() {
             // A node meters a GPU by the best source that it has: the first one.
             if let Some((source, grown)) = by_source.iter().enumerate().find_map(|(s, g)| Some((s, (*g)?))) {
-                excluded[source] += grown;
+                let sum: &mut u64 = &mut excluded[source];
+                *sum = sum.saturating_add(grown);
             }
         }
         for sample in samples {
@@ -302,6 +303,19 @@ mod tests {
         assert_eq!(n.ring.sum(slot_of(at(0.0)), slot_of(at(10.0))).0, 300.0);
         assert_eq!(counts.rejected(Reason::HostOverlap), 1, "once, not for each frame");
         assert_eq!(counts.rejected(Reason::GpuOverlap), 1);
+    }
+
+    #[test]
+    fn counters_of_strangers_do_not_overflow() {
+        let mut n = Node::new(node(1));
+        let verdict = Verdict { host_excluded: false, foreign_gpus: ["a".into(), "b".into()].into() };
+        let mut counts = Counts::default();
+        for (second, amount) in [(0.0, 0), (1.0, u64::MAX)] {
+            let gpu = |uuid| energy(&metrics::GPU_ENERGY_JOULES, &[uuid, "counter"], amount, -100.0);
+            let samples = [gpu("a"), gpu("b"), node_energy("gpu", amount)];
+            n.apply(frame(1, second, samples), None, verdict.clone(), 1, &mut counts);
+        }
+        assert_eq!(n.counted_energy_of("gpu").total(), 0, "others meter both");
     }
 
     #[test]

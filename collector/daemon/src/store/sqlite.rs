@@ -37,6 +37,11 @@ pub(crate) enum StoreError {
     /// A statement failed.
     #[error("the store refused a transaction")]
     Database(#[from] sqlx::Error),
+    /// A transaction failed, and would whenever it is tried again.
+    #[error(
+        "the store can never take a transaction: it is damaged, or another program wrote to it; restore a backup where a start does not mend it"
+    )]
+    Rejected(#[source] sqlx::Error),
     /// A row holds what no version wrote.
     #[error("{table} row {key:?} of the store is corrupt")]
     Corrupt {
@@ -56,6 +61,32 @@ pub(crate) enum StoreError {
         /// The row's key.
         key: String,
     },
+}
+
+/// SQLite's primary result codes of a disk or a lock that may be well again: BUSY, LOCKED, NOMEM, READONLY,
+/// INTERRUPT, IOERR, FULL, CANTOPEN, PROTOCOL.
+const MAY_PASS: [u32; 9] = [5, 6, 7, 8, 9, 10, 13, 14, 15];
+
+impl StoreError {
+    /// Whether the store may take later what it refused now: it lacks room or the disk is away.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Database(_))
+    }
+
+    /// A transaction's error, by whether it may pass.
+    fn of_transaction(error: Self) -> Self {
+        let Self::Database(cause) = error else { return error };
+        let may_pass = match &cause {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+            sqlx::Error::Database(refusal) => {
+                // Extended codes have the primary one in their lowest byte.
+                let code = refusal.code().and_then(|code| code.parse::<u32>().ok());
+                code.is_some_and(|code| MAY_PASS.contains(&(code & 0xff)))
+            }
+            _ => false,
+        };
+        if may_pass { Self::Database(cause) } else { Self::Rejected(cause) }
+    }
 }
 
 /// What a database is, for those who only look.
@@ -132,12 +163,29 @@ impl Sqlite {
         self.pool.close().await;
     }
 
+    /// Has the store refuse whatever would change it, or take it again: as a disk that is gone does.
+    #[cfg(test)]
+    pub(crate) async fn refuse(&self, refuse: bool) {
+        let pragma = if refuse { "PRAGMA query_only = 1" } else { "PRAGMA query_only = 0" };
+        sqlx::query(pragma).execute(&self.pool).await.unwrap();
+    }
+
+    async fn transact(&self, writes: &[Write]) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        for write in writes {
+            put(&mut transaction, write).await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
     async fn generation(&self) -> Result<u32, StoreError> {
         let row =
             sqlx::query("SELECT value FROM meta WHERE key = 'generation'").fetch_optional(&self.pool).await?;
         let Some(row) = row else { return Ok(0) };
         let text: String = row.try_get(0)?;
-        text.parse().map_err(|_| StoreError::Range { table: "meta", key: "generation".into() })
+        // Tokens are stored as signed numbers: the upper half of the generations has no room there.
+        let generation = text.parse().ok().filter(|generation| *generation < i32::MAX.cast_unsigned());
+        generation.ok_or_else(|| StoreError::Range { table: "meta", key: "generation".into() })
     }
 }
 
@@ -145,11 +193,7 @@ impl Store for Sqlite {
     type Error = StoreError;
 
     async fn commit(&mut self, writes: &[Write]) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin().await?;
-        for write in writes {
-            put(&mut transaction, write).await?;
-        }
-        Ok(transaction.commit().await?)
+        self.transact(writes).await.map_err(StoreError::of_transaction)
     }
 
     async fn load(&mut self) -> Result<Stored, StoreError> {

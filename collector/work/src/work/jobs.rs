@@ -16,6 +16,8 @@ use crate::step::Step;
 
 /// Most rounds of a job: what a 32-bit round number holds, with room for the first and the last.
 const MAX_ROUNDS: u64 = u32::MAX as u64 - 2;
+/// Most rows to train on: their sums over epochs fit 64 bits, and no table is as large.
+const MAX_TRAINING_ROWS: u64 = 1 << 40;
 /// Most held-out rows: bounds the evaluation shards of a round.
 const MAX_HELD_OUT_ROWS: u64 = 4096 * 4096;
 
@@ -70,7 +72,7 @@ impl Work {
         let mut touched = BTreeSet::new();
         for settlement in settlements {
             let job = settlement.job.clone();
-            if self.accounts.settle(node, settlement, &mut self.jobs, out) {
+            if self.accounts.settle(node, settlement, self.last_token, &mut self.jobs, out) {
                 touched.insert(job);
             }
         }
@@ -156,6 +158,11 @@ pub(super) fn impossible(job: &JobRecord) -> Option<String> {
     let prepared = job.prepared?;
     if prepared.training_rows == 0 {
         Some(format!("{} has no rows to train on", job.spec.data.uri))
+    } else if prepared.training_rows > MAX_TRAINING_ROWS {
+        Some(format!(
+            "{} rows are there to train on; at most {MAX_TRAINING_ROWS} can be",
+            prepared.training_rows
+        ))
     } else if prepared.held_out_rows > MAX_HELD_OUT_ROWS {
         Some(format!("{} rows are held out; at most {MAX_HELD_OUT_ROWS} can be", prepared.held_out_rows))
     } else {

@@ -7,7 +7,7 @@ use wattmill_protocol::{JobId, NodeId, Token};
 use super::Work;
 use crate::Now;
 use crate::event::{Failure, Message, Renewal};
-use crate::record::{AccountOutcome, WasteReason};
+use crate::record::{AccountOutcome, WasteReason, Write};
 use crate::round::{Lease, Shard, ShardState};
 use crate::step::Step;
 
@@ -50,7 +50,10 @@ impl Work {
         }
         let (spec, data_hash, number) =
             (Arc::clone(&record.spec), record.prepared.map(|p| p.data_hash), record.round);
-        let token = self.last_token.next();
+        // A generation has four billion tokens: a collector that gave them all takes the next, as one that restarts.
+        let next = self.last_token.next();
+        let generation = if next.is_some() { self.generation } else { self.generation + 1 };
+        let Some(token) = next.or_else(|| Token::before_generation(generation).next()) else { return };
         let lease = self.new_lease(token, node, now);
         let duration_ms = self.settings.lease_ms;
         let Some(shard_state) = self.shard_mut(job, shard).filter(|s| s.state == ShardState::Pending) else {
@@ -61,7 +64,10 @@ impl Work {
         shard_state.attempts += 1;
         let (task, attempt) = (shard_state.task, shard_state.attempts);
         self.last_token = token;
-        let generation = self.generation;
+        if generation != self.generation {
+            self.generation = generation;
+            out.writes.push(Write::Generation(generation));
+        }
         if let Some(record) = self.jobs.get_mut(job).filter(|record| record.generation < generation) {
             record.generation = generation;
             out.changed.insert(job.clone());
@@ -132,5 +138,59 @@ impl Work {
             self.accounts.conclude(lease.token, outcome, now, &mut self.jobs, out);
             out.send(&lease.node, Message::Revoke { token: lease.token, reason });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::work::Settings;
+    use crate::{Capability, Effect, Event, Stored};
+
+    const JOB: &str = r#"
+name = "small"
+[model]
+layers = [{ units = 2, activation = "softmax" }]
+[data]
+uri = "sim://10/1"
+features = 1
+classes = 2
+[training]
+epochs = 1
+shard_size = 4
+shards_per_round = 2
+optimizer = { name = "sgd", learning_rate = 0.1 }
+"#;
+
+    #[test]
+    fn a_generation_that_is_spent_is_followed_by_the_next() {
+        let now = Now { monotonic_ms: 0, unix_ms: 0 };
+        let (mut work, _) = Work::recover(Stored::default(), Settings::default(), now);
+        work.last_token = Token(Token::before_generation(1).0 + 0xffff_fffe);
+        let job: JobId = "small-1".parse().unwrap();
+        let spec = Arc::new(wattmill_protocol::job::Job::from_toml(JOB).unwrap());
+        work.apply(Event::Submitted { job: job.clone(), spec, key: String::new() }, now);
+        let node = NodeId::random();
+        let capability = Capability { numerics: "n".into(), slots: 1 };
+        let opened =
+            Event::Opened { node: node.clone(), session: 1, capability, held: Vec::new(), settled: 0 };
+        work.apply(opened, now);
+        let mut grant = || {
+            let granted = Event::Granted { job: job.clone(), shard: 0, node: node.clone(), power_watts: 0.0 };
+            let (writes, effects) = work.apply(granted, now);
+            let Some(Effect::Send { message: Message::Lease { token, .. }, .. }) = effects.first() else {
+                panic!("{effects:?}")
+            };
+            work.lose(WasteReason::HandedBack, now, &mut Step::default(), |_| true);
+            (*token, writes)
+        };
+        let (last, writes) = grant();
+        assert_eq!((last.generation(), last.next()), (1, None));
+        assert!(!writes.contains(&Write::Generation(2)));
+        let (first, writes) = grant();
+        assert!(first > last && first.generation() == 2);
+        assert!(writes.contains(&Write::Generation(2)), "with the lease, or a restart would give it twice");
+        assert!(!grant().1.contains(&Write::Generation(2)), "once");
+        assert_eq!(work.generation, 2);
     }
 }

@@ -102,8 +102,8 @@ impl Work {
             Event::Submitted { job, spec, key } => self.submitted(job, spec, key, now, &mut out),
             Event::Cancelled { job } => self.cancelled(&job, now, &mut out),
             Event::Waived { job, shard } => self.waived(&job, shard, &mut out),
-            Event::Opened { node, session, capability, held } => {
-                self.opened(&node, session, capability, &held, now, &mut out);
+            Event::Opened { node, session, capability, held, settled } => {
+                self.opened(&node, session, capability, (&held, settled), now, &mut out);
             }
             Event::Closed { node, session } => self.closed(&node, session, now),
             Event::Renewed { node, renewals } => self.renewed(&node, &renewals, now),

@@ -1,8 +1,9 @@
 //! From a round whose results are all there to its manifest.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use wattmill_protocol::{Hash, JobId};
+use wattmill_protocol::{Hash, JobId, NodeId, Token};
 
 use super::jobs::impossible;
 use super::{Running, Work};
@@ -73,13 +74,19 @@ impl Work {
             .collect();
         let manifest = commit_round(record, &round, reduction, now);
         record.generation = self.generation;
+        // One message for each node: it may have done all of a round's shards.
+        let mut done: BTreeMap<&NodeId, Vec<Token>> = BTreeMap::new();
         for commit in &manifest.shards {
-            out.send(&commit.node, Message::Committed { tokens: vec![commit.token] });
+            done.entry(&commit.node).or_default().push(commit.token);
+        }
+        for (node, tokens) in done {
+            out.send(node, Message::Committed { tokens });
         }
         let tokens = record.last_tokens.clone();
-        let next = Round::next(record);
+        // Before the next round is laid out: its shards are as many as a node says that there are rows.
         let refused = impossible(record);
         record.bad_input = refused.is_some();
+        let next = if refused.is_some() { None } else { Round::next(record) };
         if next.is_none() {
             record.phase = Phase::Settling;
         }
@@ -142,8 +149,8 @@ fn commit_round(job: &mut JobRecord, round: &Round, reduction: Reduction, now: N
             }
             ShardResult::Gradient { gradient, loss_sum, correct, samples } => {
                 training.add(*loss_sum, *correct, *samples);
-                share.samples += samples;
-                job.samples += samples;
+                share.samples = share.samples.saturating_add(*samples);
+                job.samples = job.samples.saturating_add(*samples);
                 Some(*gradient)
             }
             ShardResult::Evaluated { loss_sum, correct, samples } => {

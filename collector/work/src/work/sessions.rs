@@ -46,7 +46,7 @@ impl Work {
         node: &NodeId,
         number: u64,
         capability: Capability,
-        held: &[HeldLease],
+        (held, settled): (&[HeldLease], u64),
         now: Now,
         out: &mut Step,
     ) {
@@ -55,6 +55,7 @@ impl Work {
         }
         self.sessions
             .insert(node.clone(), Session { number, capability, grace_ends_ms: None, leaving: false });
+        self.accounts.settled_elsewhere(node, settled, out);
         let kept: BTreeSet<Token> = held.iter().map(|h| h.token).collect();
         // A node that came back without a lease will never report it.
         self.lose(WasteReason::NodeRestarted, now, out, |l| l.node == *node && !kept.contains(&l.token));

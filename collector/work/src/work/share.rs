@@ -15,8 +15,9 @@ impl Work {
         let spent: Vec<(JobId, i64)> =
             self.running.keys().map(|id| (id.clone(), self.spent_microjoules(id))).collect();
         let before = |id: &JobId| self.running.get(id).map_or(0, |r| r.spent_microjoules);
-        let own: i64 = spent.iter().map(|(id, now)| now - before(id)).sum();
-        let rest = i64::try_from(cluster_microjoules).unwrap_or(i64::MAX) - own;
+        let own =
+            spent.iter().fold(0i64, |own, (id, now)| own.saturating_add(now.saturating_sub(before(id))));
+        let rest = i64::try_from(cluster_microjoules).unwrap_or(i64::MAX).saturating_sub(own);
         let jobs = i64::try_from(spent.len()).unwrap_or(i64::MAX);
         for (index, (id, now)) in (0..).zip(spent) {
             let (Some(running), Some(job)) = (self.running.get_mut(&id), self.jobs.get_mut(&id)) else {
@@ -24,7 +25,8 @@ impl Work {
             };
             // Whole microjoules: the first jobs take the remainder.
             let part = rest.div_euclid(jobs) + i64::from(index < rest.rem_euclid(jobs));
-            job.cluster_microjoules += now - running.spent_microjoules + part;
+            let own = now.saturating_sub(running.spent_microjoules);
+            job.cluster_microjoules = job.cluster_microjoules.saturating_add(own).saturating_add(part);
             running.spent_microjoules = now;
         }
     }

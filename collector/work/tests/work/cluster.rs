@@ -135,7 +135,15 @@ impl Cluster {
         self.sessions += 1;
         let capability = Capability { numerics: numerics.to_owned(), slots: 2 };
         let (session, held) = (self.sessions, held.to_vec());
-        self.apply(Event::Opened { node: node(n), session, capability, held })
+        self.apply(Event::Opened { node: node(n), session, capability, held, settled: 0 })
+    }
+
+    /// Node `n` comes from another collector, which applied its settlements up to `settled`.
+    pub(crate) fn open_settled(&mut self, n: u8, settled: u64) -> Vec<Effect> {
+        self.sessions += 1;
+        let capability = Capability { numerics: "same".to_owned(), slots: 2 };
+        let (session, held) = (self.sessions, Vec::new());
+        self.apply(Event::Opened { node: node(n), session, capability, held, settled })
     }
 
     /// A lease of the current round, as a node lists it.

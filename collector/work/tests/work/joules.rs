@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wattmill_protocol::{Energy, JobId, Source, Token};
 use wattmill_work::{
-    AccountOutcome, Effect, Event, MAX_UNSETTLED, Message, Phase, UnsettledLease, WasteReason,
+    AccountOutcome, Effect, Event, MAX_UNSETTLED, Message, Phase, Settlement, UnsettledLease, WasteReason,
 };
 
 use crate::cluster::{Cluster, counted, node};
@@ -21,6 +21,62 @@ fn settlements_are_applied_once_and_in_order() {
     let record = cluster.record();
     assert_eq!(record.nodes[&node(1)].committed, counted(12));
     assert!(record.wasted.is_empty());
+}
+
+/// A collector whose store was lost or restored, or that the node had nothing to do with before.
+#[test]
+fn a_node_that_settled_with_another_collector_goes_on_from_there() {
+    let mut cluster = Cluster::prepared();
+    let token = cluster.grant(0, 1);
+    let held = cluster.held(token, 0);
+    assert_eq!(cluster.settle(1, 58, token, counted(5)), 0, "as far as is known here, 57 are missing");
+    let told = cluster.open_settled(1, 57);
+    let settled = Message::Settled { sequence: 57 };
+    assert!(told.contains(&Effect::Send { node: node(1), message: settled }), "{told:?}");
+    assert!(cluster.stored().settled.contains(&(node(1), 57)), "durable");
+    assert_eq!(cluster.settle(1, 58, held.token, counted(5)), 58);
+    assert_eq!(cluster.record().wasted[&WasteReason::NodeRestarted], counted(5));
+    cluster.open_settled(1, 3);
+    assert_eq!(cluster.work.settled_through(&node(1)), 58, "never back");
+}
+
+/// Of another collector, or of nobody: the store could not hold it, and it may be given here yet.
+#[test]
+fn a_lease_that_was_never_given_settles_nothing() {
+    let mut cluster = Cluster::prepared();
+    assert_eq!(cluster.settle(1, 1, Token(u64::MAX), counted(5)), 1, "its number is used up");
+    let given = cluster.grant(0, 1);
+    assert_eq!(cluster.settle(1, 2, given.next().unwrap(), counted(7)), 2);
+    assert!(cluster.stored().accounts.iter().all(|(token, _)| *token <= given));
+    let next = cluster.grant(1, 1);
+    cluster.apply(Event::HandedBack { node: node(1), token: next });
+    cluster.settle(1, 3, next, counted(9));
+    assert_eq!(cluster.record().wasted[&WasteReason::HandedBack], counted(9), "of the lease itself alone");
+    let settlements = vec![Settlement {
+        sequence: 4,
+        token: given,
+        job: "other-1".parse().unwrap(),
+        energy: counted(1),
+        unrecorded: false,
+    }];
+    cluster.apply(Event::Settled { node: node(1), settlements });
+    assert_eq!(
+        cluster.work.unsettled_energy(&cluster.job).0,
+        Energy::ZERO,
+        "it is another collector's lease"
+    );
+}
+
+#[test]
+fn amounts_that_cannot_be_are_no_overflow() {
+    let mut cluster = Cluster::prepared();
+    let tokens = [cluster.grant(0, 1), cluster.grant(1, 2)];
+    for (n, token) in [1, 2].into_iter().zip(tokens) {
+        cluster.renew(n, token, 1, counted(u64::MAX), f64::MAX);
+        cluster.tick(None, u64::MAX);
+    }
+    cluster.open_settled(1, u64::MAX);
+    assert_eq!(cluster.work.settled_through(&node(1)), 0, "no node ever settled so often");
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn a_session_that_opens_late_does_not_replace_a_newer_one() {
     let token = cluster.grant(0, 1);
     let capability = wattmill_work::Capability { numerics: "same".to_owned(), slots: 2 };
     let (node, held) = (node(1), Vec::new());
-    let late = Event::Opened { node: node.clone(), session: session - 1, capability, held };
+    let late = Event::Opened { node: node.clone(), session: session - 1, capability, held, settled: 0 };
     assert_eq!(cluster.apply(late), []);
     cluster.apply(Event::Closed { node, session: session - 1 });
     cluster.wait(cluster.settings.grace_ms);
@@ -104,7 +104,7 @@ fn a_node_without_slots_is_given_nothing() {
     let mut cluster = Cluster::prepared();
     let capability = wattmill_work::Capability { numerics: String::new(), slots: 0 };
     let (node, held) = (node(3), Vec::new());
-    cluster.apply(Event::Opened { node, session: 99, capability, held });
+    cluster.apply(Event::Opened { node, session: 99, capability, held, settled: 0 });
     assert_eq!(cluster.try_grant(0, 3), None);
 }
 

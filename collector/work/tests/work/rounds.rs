@@ -1,7 +1,10 @@
 //! Jobs and rounds: what is committed, and how a job ends.
 
-use wattmill_protocol::Hash;
-use wattmill_work::{Effect, Event, Message, Phase, Reduction, ReportOutcome, ShardState, Task, WasteReason};
+use wattmill_protocol::{Hash, Token};
+use wattmill_work::{
+    Effect, Event, Message, Phase, Prepared, Reduction, ReportOutcome, ShardResult, ShardState, Task,
+    WasteReason,
+};
 
 use crate::cluster::{Cluster, counted, node};
 
@@ -175,8 +178,8 @@ fn a_result_that_does_not_fit_its_task_is_a_failure() {
     let token = cluster.grant(0, 1);
     let held = cluster.held(token, 0);
     let wrong = cluster.result(0).map(|result| match result {
-        wattmill_work::ShardResult::Gradient { gradient, loss_sum, correct, samples } => {
-            wattmill_work::ShardResult::Gradient { gradient, loss_sum, correct, samples: samples + 1 }
+        ShardResult::Gradient { gradient, loss_sum, correct, samples } => {
+            ShardResult::Gradient { gradient, loss_sum, correct, samples: samples + 1 }
         }
         other => other,
     });
@@ -238,4 +241,36 @@ fn what_a_reduction_writes_is_in_use_before_it_is_written() {
     let late = cluster.apply(Event::Reduced { job: job.clone(), round: 1, reduction: Ok(reduction) });
     assert!(retires(&late), "it was written after the job's end");
     assert!(!cluster.work.blobs_in_use().contains(&reduction.parameters));
+}
+
+/// Before its shards are laid out: there would be as many as a node says.
+#[test]
+fn data_that_cannot_be_ends_the_job() {
+    let most = u64::MAX;
+    for (training_rows, held_out_rows) in [(0, 1), (10, most), (most, 0), (most, most)] {
+        let mut cluster = Cluster::new();
+        cluster.open(1, &[]);
+        let token = cluster.grant(0, 1);
+        let prepared = Prepared { training_rows, held_out_rows, data_hash: Hash::of(b"data") };
+        let result = ShardResult::Prepared { prepared, parameters: Hash::of(b"first") };
+        cluster.report_result(1, cluster.held(token, 0), Ok(result));
+        cluster.reduce();
+        let record = cluster.record();
+        assert_eq!((record.phase, record.bad_input), (Phase::Failed, true), "{prepared:?}");
+        assert!(cluster.work.total_rounds(&record) >= 1);
+    }
+}
+
+#[test]
+fn a_node_is_told_of_all_its_committed_shards_at_once() {
+    let mut cluster = Cluster::prepared();
+    let tokens: Vec<Token> = (0..2).map(|shard| cluster.grant(shard, 1)).collect();
+    for (shard, token) in (0..).zip(&tokens) {
+        assert_eq!(cluster.report(1, *token, shard), ReportOutcome::Received);
+    }
+    let told = |effect: Effect| match effect {
+        Effect::Send { message: Message::Committed { tokens }, .. } => Some(tokens),
+        _ => None,
+    };
+    assert_eq!(cluster.reduce().into_iter().filter_map(told).collect::<Vec<_>>(), [tokens]);
 }

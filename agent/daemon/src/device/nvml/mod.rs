@@ -66,6 +66,7 @@ pub struct NvmlBackend {
     error: Option<ReadError>,
     discovered_at: Option<Duration>,
     full_window: Option<u128>,
+    reopen_after: Duration,
 }
 
 /// A loaded library.
@@ -98,13 +99,16 @@ impl NvmlBackend {
             error: None,
             discovered_at: None,
             full_window: None,
+            reopen_after: REOPEN,
         }
     }
 
     pub(super) fn read(&mut self, asked: bool) -> Answer {
         let now = clock::monotonic();
         let since = |at: Duration| now.saturating_sub(at);
-        if self.gpus.iter().any(Gpu::is_lost) && self.tried_at.is_some_and(|at| since(at) >= REOPEN) {
+        if self.gpus.iter().any(Gpu::is_lost)
+            && self.tried_at.is_some_and(|at| since(at) >= self.reopen_after)
+        {
             self.gpus.iter_mut().for_each(Gpu::detach);
             self.let_go(now);
         }

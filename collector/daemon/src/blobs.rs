@@ -83,6 +83,8 @@ struct Memory {
     staged_bytes: u64,
     /// Durable blobs that jobs use now: every shard of a round fetches the same parameters.
     recent: HashMap<Hash, Bytes>,
+    /// What jobs that run use: only that is kept in memory when it is read.
+    used: BTreeSet<Hash>,
 }
 
 /// All blobs of a collector.
@@ -205,8 +207,19 @@ impl Blobs {
             fs::rename(&path, &aside).map_err(failed("setting aside", &path))?;
             return Err(BlobError::Mismatch { named: hash, found });
         }
-        self.memory().recent.insert(hash, bytes.clone());
+        let mut memory = self.memory();
+        if memory.used.contains(&hash) {
+            memory.recent.insert(hash, bytes.clone());
+        }
+        drop(memory);
         Ok(bytes)
+    }
+
+    /// Keeps durable blobs in memory that jobs use which run, and drops the others: they lie in files.
+    pub(crate) fn keep_recent(&self, used: BTreeSet<Hash>) {
+        let mut memory = self.memory();
+        memory.recent.retain(|hash, _| used.contains(hash));
+        memory.used = used;
     }
 
     /// Drops blobs that nothing names any more.
@@ -320,6 +333,24 @@ mod tests {
             assert_eq!(fresh.read(blob.name()).unwrap(), blob.bytes, "whole");
             blobs.retire(&[blob.name()]);
         }
+    }
+
+    #[test]
+    fn models_that_nobody_trains_are_not_kept_in_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path(), 0).unwrap();
+        let [old, new] = ["old", "new"].map(|bytes| Blob::new(bytes.into()));
+        blobs.persist(old.clone()).unwrap();
+        blobs.persist(new.clone()).unwrap();
+        blobs.keep_recent(BTreeSet::from([new.name]));
+        let kept = || blobs.memory().recent.keys().copied().collect::<Vec<_>>();
+        assert_eq!(kept(), [new.name]);
+        assert_eq!(blobs.read(old.name).unwrap(), old.bytes, "its file is there");
+        assert_eq!(kept(), [new.name]);
+        let again = Blobs::open(folder.path(), 0).unwrap();
+        again.keep_recent(BTreeSet::from([old.name]));
+        again.read(old.name).unwrap();
+        assert!(again.memory().recent.contains_key(&old.name), "each node of a round fetches it");
     }
 
     #[test]

@@ -34,6 +34,7 @@ impl Core {
                     let in_use = self.work.blobs_in_use();
                     let free: Vec<_> = blobs.into_iter().filter(|b| !in_use.contains(b)).collect();
                     self.blobs.retire(&free);
+                    self.blobs.keep_recent(self.work.blobs_in_training());
                 }
                 Effect::Ended { job } => self.ended(&job),
             }

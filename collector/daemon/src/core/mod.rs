@@ -138,6 +138,7 @@ impl Core {
         let stored = store.load().await?;
         let (work, writes) = Work::recover(stored, settings, now(started));
         store.commit(&writes).await?;
+        blobs.keep_recent(work.blobs_in_training());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (views, view) = watch::channel(Arc::new(View::default()));
         let live = LiveTokens::default();

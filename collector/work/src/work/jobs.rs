@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use wattmill_protocol::job::Job;
-use wattmill_protocol::{JobId, NodeId, Token};
+use wattmill_protocol::{Hash, JobId, NodeId, Token};
 
 use super::reductions::blobs_of;
 use super::{Running, Work};
@@ -147,8 +147,11 @@ impl Work {
         record.phase = phase;
         record.ended_unix_ms = Some(now.unix_ms);
         record.reason = reason;
+        // The model stays; nobody trains it further.
+        let blobs: Vec<Hash> = record.optimizer.take().into_iter().collect();
         out.changed.insert(job.clone());
         self.accounts.close_folded(job, out);
+        out.effects.push(Effect::Retire { blobs });
         out.effects.push(Effect::Ended { job: job.clone() });
     }
 }

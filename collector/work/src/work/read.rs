@@ -93,9 +93,16 @@ impl Work {
         self.accounts.settled_through(node)
     }
 
-    /// Every blob that a job still needs.
+    /// Every blob that a job still needs: the models of those that ended too.
     pub fn blobs_in_use(&self) -> BTreeSet<Hash> {
-        let of_jobs = self.jobs.values().flat_map(|j| [j.parameters, j.optimizer]).flatten();
+        let models = self.jobs.values().filter_map(|job| job.parameters);
+        self.blobs_in_training().into_iter().chain(models).collect()
+    }
+
+    /// Every blob that a job needs which runs.
+    pub fn blobs_in_training(&self) -> BTreeSet<Hash> {
+        let running = self.running.keys().filter_map(|id| self.jobs.get(id));
+        let of_jobs = running.flat_map(|job| [job.parameters, job.optimizer]).flatten();
         let of_rounds = self.running.values().filter_map(|r| r.round.as_ref()).flat_map(blobs_of);
         of_jobs.chain(of_rounds).collect()
     }

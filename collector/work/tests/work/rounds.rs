@@ -274,3 +274,23 @@ fn a_node_is_told_of_all_its_committed_shards_at_once() {
     };
     assert_eq!(cluster.reduce().into_iter().filter_map(told).collect::<Vec<_>>(), [tokens]);
 }
+
+/// The optimizer's state is larger than the model, and of no use without a next round.
+#[test]
+fn an_ended_job_keeps_its_model_alone() {
+    let mut cluster = Cluster::prepared();
+    let (parameters, optimizer) = (Hash::of(b"parameters"), Hash::of(b"optimizer"));
+    for (shard, n) in [(0, 1), (1, 2)] {
+        let token = cluster.grant(shard, n);
+        cluster.report(n, token, shard);
+    }
+    let reduction = Ok(Reduction { parameters, optimizer: Some(optimizer) });
+    cluster.apply(Event::Reduced { job: cluster.job.clone(), round: 1, reduction });
+    assert!(cluster.work.blobs_in_training().contains(&parameters));
+    let effects = cluster.apply(Event::Cancelled { job: cluster.job.clone() });
+    assert!(effects.contains(&Effect::Retire { blobs: vec![optimizer] }), "{effects:?}");
+    assert_eq!(cluster.work.blobs_in_use(), [parameters].into());
+    assert!(cluster.work.blobs_in_training().is_empty());
+    let record = cluster.record();
+    assert_eq!((record.parameters, record.optimizer), (Some(parameters), None));
+}

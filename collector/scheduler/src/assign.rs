@@ -1,5 +1,8 @@
 //! From shares to shards: each shard goes where it is done first, by the plan's shares.
 
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BinaryHeap, HashMap};
+
 use wattmill_protocol::{JobId, NodeId};
 
 use crate::plan::Plan;
@@ -48,31 +51,69 @@ pub struct Assignment {
 /// (leases in hand + 1) ÷ share. If that node has no free slot, the shard waits for it, since any other
 /// would finish later; a node that leaves the plan is no longer waited for.
 pub fn assign(plan: &Plan, queues: &[JobQueue], loads: &[NodeLoad]) -> Vec<Assignment> {
-    let mut loads = loads.to_vec();
+    let mut in_flight: HashMap<&NodeId, (u32, u32)> =
+        loads.iter().map(|load| (&load.node, (load.in_flight, load.slots))).collect();
+    let jobs = plan.by_job();
     let mut assignments = Vec::new();
     for queue in queues {
-        let shares: Vec<(usize, f64)> = plan
-            .of_job(&queue.job)
+        let Some(allocations) = jobs.get(&queue.job) else { continue };
+        let mut first: BinaryHeap<Reverse<Candidate<'_>>> = allocations
+            .values()
             .filter(|a| a.share > 0.0)
-            .filter_map(|a| Some((loads.iter().position(|l| l.node == a.node)?, a.share)))
+            .filter_map(|a| Some(Reverse(Candidate::new(&a.node, a.share, in_flight.get(&a.node)?.0))))
             .collect();
         for Pending { shard, avoid } in &queue.pending {
-            let finish = |&(index, share): &(usize, f64)| f64::from(loads[index].in_flight + 1) / share;
-            let avoided = |&(index, _): &(usize, f64)| avoid.as_ref() == Some(&loads[index].node);
-            let only = shares.iter().all(avoided);
-            let others = shares.iter().filter(|share| only || !avoided(share));
-            let first = others.min_by(|a, b| finish(a).total_cmp(&finish(b)));
-            let Some(&(index, _)) = first else { break };
-            let load = &mut loads[index];
-            if load.in_flight >= load.slots {
+            let Some(Reverse(mut best)) = first.pop() else { break };
+            if avoid.as_ref() == Some(best.node)
+                && let Some(Reverse(next)) = first.pop()
+            {
+                first.push(Reverse(std::mem::replace(&mut best, next)));
+            }
+            let Some((in_flight, slots)) = in_flight.get_mut(best.node) else { break };
+            if *in_flight >= *slots {
                 break;
             }
-            load.in_flight += 1;
-            assignments.push(Assignment { job: queue.job.clone(), shard: *shard, node: load.node.clone() });
+            *in_flight += 1;
+            let node = best.node.clone();
+            first.push(Reverse(Candidate::new(best.node, best.share, *in_flight)));
+            assignments.push(Assignment { job: queue.job.clone(), shard: *shard, node });
         }
     }
     assignments
 }
+
+/// A node by when it would finish one more shard: the first is the least, and of equals the first in order.
+struct Candidate<'a> {
+    finish: f64,
+    node: &'a NodeId,
+    share: f64,
+}
+
+impl<'a> Candidate<'a> {
+    fn new(node: &'a NodeId, share: f64, in_flight: u32) -> Self {
+        Self { finish: (f64::from(in_flight) + 1.0) / share, node, share }
+    }
+}
+
+impl Ord for Candidate<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.finish.total_cmp(&other.finish).then_with(|| self.node.cmp(other.node))
+    }
+}
+
+impl PartialOrd for Candidate<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Candidate<'_> {}
 
 #[cfg(test)]
 mod tests {

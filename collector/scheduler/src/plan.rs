@@ -71,13 +71,13 @@ pub struct Allocation {
 }
 
 impl Plan {
-    /// The nodes that work on `job`, with their shares.
-    pub fn of_job<'a>(&'a self, job: &'a JobId) -> impl Iterator<Item = &'a Allocation> {
-        self.allocations.iter().filter(move |a| a.job == *job)
-    }
-
-    fn share(&self, job: &JobId, node: &NodeId) -> Option<f64> {
-        self.allocations.iter().find(|a| a.job == *job && a.node == *node).map(|a| a.share)
+    /// The nodes of each job, with their shares.
+    pub fn by_job(&self) -> BTreeMap<&JobId, BTreeMap<&NodeId, &Allocation>> {
+        let mut jobs: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for allocation in &self.allocations {
+            jobs.entry(&allocation.job).or_default().insert(&allocation.node, allocation);
+        }
+        jobs
     }
 }
 
@@ -88,26 +88,25 @@ pub fn plan(snapshot: &Snapshot, policy: &Policy, previous: &Plan) -> Plan {
     nodes.sort_by(|a, b| a.id.cmp(&b.id));
     let mut jobs: Vec<&JobSnapshot> = snapshot.jobs.iter().collect();
     jobs.sort_by(|a, b| a.id.cmp(&b.id));
+    let previous = previous.by_job();
     let allocations = jobs.into_iter().flat_map(|job| {
         let allocations = plan_job(job, &nodes);
-        if settled(&allocations, policy, previous) {
-            previous.of_job(&job.id).cloned().collect()
-        } else {
-            allocations
+        match previous.get(&job.id).filter(|before| settled(&allocations, policy, before)) {
+            Some(before) => before.values().map(|allocation| (*allocation).clone()).collect(),
+            None => allocations,
         }
     });
     Plan { allocations: allocations.collect() }
 }
 
 /// Whether the previous shares will do: the same nodes work, each with nearly the same share.
-fn settled(new: &[Allocation], policy: &Policy, previous: &Plan) -> bool {
+fn settled(new: &[Allocation], policy: &Policy, before: &BTreeMap<&NodeId, &Allocation>) -> bool {
     let same = |a: &Allocation| {
-        previous.share(&a.job, &a.node).is_some_and(|old| {
+        before.get(&a.node).map(|before| before.share).is_some_and(|old| {
             (a.share == 0.0) == (old == 0.0) && (a.share - old).abs() <= policy.hysteresis * old
         })
     };
-    let Some(job) = new.first().map(|a| &a.job) else { return false };
-    previous.of_job(job).count() == new.len() && new.iter().all(same)
+    before.len() == new.len() && new.iter().all(same)
 }
 
 fn plan_job(job: &JobSnapshot, nodes: &[&NodeSnapshot]) -> Vec<Allocation> {

@@ -32,6 +32,11 @@ impl Profiles {
         self.samples_per_second.get(&(job.clone(), node.clone())).copied()
     }
 
+    /// Every rate that is known, by job and node.
+    pub fn rates(&self) -> impl Iterator<Item = (&JobId, &NodeId, f64)> {
+        self.samples_per_second.iter().map(|((job, node), rate)| (job, node, *rate))
+    }
+
     /// Forgets a job that ended.
     pub fn forget(&mut self, job: &JobId) {
         self.samples_per_second.retain(|(j, _), _| j != job);

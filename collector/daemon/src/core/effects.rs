@@ -140,7 +140,7 @@ impl Core {
             seconds = record.elapsed_ms as f64 / 1e3,
             "job ended"
         );
-        self.replan();
+        self.plan_due = true;
     }
 }
 

@@ -53,6 +53,8 @@ const BATCH: usize = 256;
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two looks at the whole cluster by the planner.
 const TICKS_PER_PLAN: u32 = 10;
+/// Ticks between two pictures of a cluster in which nothing happens: its power changes all the same.
+const TICKS_PER_PICTURE: u32 = 5;
 /// Pause before a refused transaction is tried again.
 const STORE_RETRY: Duration = Duration::from_millis(500);
 /// Pause before a reduction that the disk failed is tried again.
@@ -97,6 +99,10 @@ pub(crate) struct Core {
     traces: Traces,
     profiles: Profiles,
     plan: Plan,
+    /// Nodes or jobs came or went since the last plan.
+    plan_due: bool,
+    /// Something happened since the last picture.
+    news: bool,
     ticks: u32,
     /// Joules of the cluster when each job was submitted, while this collector runs.
     energy_at_submission: BTreeMap<JobId, Energy>,
@@ -156,6 +162,8 @@ impl Core {
             traces,
             profiles: Profiles::default(),
             plan: Plan::default(),
+            plan_due: true,
+            news: true,
             ticks: 0,
             energy_at_submission: BTreeMap::new(),
             energy_at_end: BTreeMap::new(),
@@ -211,13 +219,15 @@ impl Core {
                 self.pass_time();
                 self.ticks += 1;
             }
-            if ticked && self.ticks.is_multiple_of(TICKS_PER_PLAN) {
+            // Once for all that came: a cluster whose nodes come back at once says so many Hellos.
+            if self.plan_due || (ticked && self.ticks.is_multiple_of(TICKS_PER_PLAN)) {
                 self.replan();
             }
             self.grant();
             self.commit(&cancelled).await?;
             self.perform();
-            if ticked || !self.sessions.waiting.is_empty() {
+            let due = ticked && (self.news || self.ticks.is_multiple_of(TICKS_PER_PICTURE));
+            if due || !self.sessions.waiting.is_empty() {
                 self.publish();
             }
             self.sessions.answer();
@@ -236,6 +246,7 @@ impl Core {
     fn apply(&mut self, event: Event) {
         let now = self.now();
         let (writes, effects) = self.work.apply(event, now);
+        self.news |= !writes.is_empty() || !effects.is_empty();
         self.pending_writes.extend(writes);
         self.pending_effects.extend(effects.into_iter().map(Then::Effect));
     }
@@ -250,12 +261,14 @@ impl Core {
             }
             Command::Close { node, session } => {
                 self.sessions.close(&node, session);
+                self.news = true;
                 self.apply(Event::Closed { node, session });
             }
             Command::Open { hello, sender, reply } => self.open(*hello, sender, reply),
             Command::Reduce { job, round, input } => self.reduce_again(job, round, input),
             Command::Stalled { job, reason } => {
                 self.stalled.insert(job, reason);
+                self.news = true;
             }
             Command::Computed { job, round, outcome } => self.computed(job, round, outcome),
             Command::Report { node, report, shard } => self.report(node, *report, &shard),
@@ -308,7 +321,7 @@ impl Core {
         tracing::info!(job = %id, name = %spec.name, parameters = spec.parameters(), "job submitted");
         self.energy_at_submission.insert(id.clone(), self.cluster_energy());
         self.apply(Event::Submitted { job: id.clone(), spec, key });
-        self.replan();
+        self.plan_due = true;
         id
     }
 
@@ -421,6 +434,7 @@ impl Core {
     }
 
     fn publish(&mut self) {
+        self.news = false;
         for (reason, joules) in points::wasted_joules(self) {
             let shown = self.wasted_joules.entry(reason).or_default();
             *shown = shown.max(joules);

@@ -18,12 +18,14 @@ pub(crate) const NO_WORKER: &str = "it has no worker";
 impl Core {
     /// Looks at the whole cluster and plans anew.
     pub(crate) fn replan(&mut self) {
+        self.plan_due = false;
         let begun = Instant::now();
         let snapshot = self.snapshot();
         let next = plan(&snapshot, &Policy::default(), &self.plan);
         self.plan_seconds = begun.elapsed().as_secs_f64();
+        let plan = self.plan.by_job();
         for allocation in &next.allocations {
-            let before = self.plan.of_job(&allocation.job).find(|a| a.node == allocation.node);
+            let before = plan.get(&allocation.job).and_then(|nodes| nodes.get(&allocation.node));
             if before.is_none_or(|b| b.share != allocation.share) {
                 tracing::debug!(
                     job = %allocation.job,
@@ -77,7 +79,7 @@ impl Core {
     /// A node's power of late, shared by the leases that it takes at once.
     fn lease_watts(&self, node: &NodeId) -> f64 {
         let rollup = self.rollups.borrow();
-        let watts = rollup.nodes.iter().find(|n| n.id == *node).and_then(|n| n.power_watts);
+        let watts = rollup.node(node).and_then(|n| n.power_watts);
         let slots = self.sessions.get(node).map_or(1, |connected| connected.hello.slots.max(1));
         watts.unwrap_or(0.0) / f64::from(slots)
     }

@@ -105,7 +105,7 @@ impl Core {
             };
             // No earlier than what it says is durable, and before all that this session is told.
             self.pending_effects.insert(before, Then::Welcome { node: node.clone(), session, welcome });
-            self.replan();
+            self.plan_due = true;
             (node, session)
         });
         drop(reply.send(answer));

@@ -466,3 +466,44 @@ async fn a_node_that_does_not_read_gets_no_work() {
     assert_eq!(bench.core.sessions.iter().count(), 0);
     assert_eq!(bench.core.work.connected().count(), 0);
 }
+
+/// A cluster of thousands comes back at once, is planned and shown; `--nocapture` says how long each takes.
+#[tokio::test]
+async fn three_thousand_nodes_are_planned_and_shown() {
+    const NODES: u32 = 3_000;
+    let mut bench = Bench::new().await;
+    let spec = JOB.replace("shards_per_round = 2", "shards_per_round = 4096");
+    let spec = wattmill_protocol::job::Job::from_toml(&spec).unwrap();
+    let job = bench.core.submit(Arc::new(spec), String::new());
+    bench.connect("n", 2);
+    let lease = bench.grant()[0];
+    let prepared = Prepared { training_rows: 4 * 4096, held_out_rows: 0, data_hash: Hash::of(b"data") };
+    let parameters = Hash::of(b"first");
+    bench.report(&job, lease, Ok(ShardResult::Prepared { prepared, parameters }), 1.0);
+    bench.core.pending_effects.clear();
+    let reduction = Ok(Reduction { parameters, optimizer: None });
+    bench.core.apply(Event::Reduced { job, round: 0, reduction });
+    let mut told = Vec::new();
+    let time = |what: &str, begun: Instant| eprintln!("{what}: {:?}", begun.elapsed());
+    let begun = Instant::now();
+    for index in 2..=NODES {
+        let (sender, receiver) = mpsc::channel(8);
+        told.push(receiver);
+        let (node, host) = (format!("00000000-0000-4000-8000-{index:012}"), format!("host-{index}"));
+        bench.say_hello(v1::Hello { node, machine_id: host, ..hello("n", 2) }, sender).unwrap();
+    }
+    time("3,000 Hellos", begun);
+    let begun = Instant::now();
+    bench.core.replan();
+    time("plan", begun);
+    let begun = Instant::now();
+    bench.core.grant();
+    time("grant of a round of 4,096 shards", begun);
+    assert_eq!(bench.core.work.leases().count(), 4_096);
+    let begun = Instant::now();
+    let view = view::build(&bench.core);
+    time("picture", begun);
+    assert_eq!(view.cluster.nodes.len(), NODES as usize);
+    assert_eq!(view.cluster.nodes.iter().map(|node| node.running).sum::<u32>(), 4_096);
+    assert!(view.cluster.nodes.iter().all(|node| !node.decision.is_empty()));
+}

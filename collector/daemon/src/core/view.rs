@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use wattmill_protocol::exposition::Point;
 use wattmill_protocol::{Energy, JobId, NodeId, v1};
-use wattmill_scheduler::efficiency;
+use wattmill_scheduler::{Allocation, efficiency};
 use wattmill_work::{AccountOutcome, JobRecord, NodeShare, Phase, ShardState};
 
 use super::{Core, points, waits};
@@ -23,12 +23,65 @@ pub(crate) struct View {
     pub(crate) store_refusal: Option<String>,
 }
 
+/// What is looked up for every node and job, gathered by one pass over each.
+struct Index<'a> {
+    rates: BTreeMap<&'a NodeId, f64>,
+    allocations: BTreeMap<&'a NodeId, &'a Allocation>,
+    leases: BTreeMap<&'a NodeId, u32>,
+    accounts: BTreeMap<&'a JobId, Unsettled>,
+}
+
+/// Joules of a job's leases that are not settled.
+#[derive(Clone, Copy, Default)]
+struct Unsettled {
+    open: Energy,
+    wasted: Energy,
+    unconfirmed: Energy,
+}
+
+impl<'a> Index<'a> {
+    fn of(core: &'a Core) -> Self {
+        let mut index = Self {
+            rates: BTreeMap::new(),
+            allocations: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+        };
+        for (job, node, rate) in core.profiles.rates() {
+            if core.work.job(job).is_some_and(|job| !job.phase.ended()) {
+                let best = index.rates.entry(node).or_insert(rate);
+                *best = best.max(rate);
+            }
+        }
+        for allocation in &core.plan.allocations {
+            index.allocations.entry(&allocation.node).or_insert(allocation);
+        }
+        for (_, lease) in core.work.leases() {
+            *index.leases.entry(&lease.node).or_default() += 1;
+        }
+        for (_, account) in core.work.accounts() {
+            let sums = index.accounts.entry(&account.job).or_default();
+            match account.outcome {
+                AccountOutcome::Wasted(_) => {
+                    sums.wasted += account.energy;
+                    if !account.settled {
+                        sums.unconfirmed += account.energy;
+                    }
+                }
+                _ => sums.open += account.energy,
+            }
+        }
+        index
+    }
+}
+
 /// Pictures the core.
 pub(crate) fn build(core: &Core) -> View {
+    let index = Index::of(core);
     let rollup = core.rollups.borrow().clone();
     let now = core.now();
-    let jobs: Vec<v1::JobView> = core.work.jobs().map(|job| job_view(core, job)).collect();
-    let nodes = node_views(core, &rollup.nodes);
+    let jobs: Vec<v1::JobView> = core.work.jobs().map(|job| job_view(core, job, &index)).collect();
+    let nodes = node_views(core, &rollup.nodes, &index);
     let cluster = v1::ClusterView {
         unix_ms: now.unix_ms,
         cluster: core.cluster.clone(),
@@ -62,20 +115,18 @@ fn scoped(energy: &BTreeMap<Box<str>, Energy>) -> Vec<v1::ScopedEnergy> {
     parts.collect()
 }
 
-fn node_views(core: &Core, figures: &[NodeRollup]) -> Vec<v1::NodeView> {
+fn node_views(core: &Core, figures: &[NodeRollup], index: &Index<'_>) -> Vec<v1::NodeView> {
     let by_id: BTreeMap<&NodeId, &NodeRollup> = figures.iter().map(|node| (&node.id, node)).collect();
     let mut ids: Vec<&NodeId> = by_id.keys().copied().chain(core.sessions.iter().map(|(n, _)| n)).collect();
     ids.sort();
     ids.dedup();
-    ids.into_iter().map(|id| node_view(core, id, by_id.get(id).copied())).collect()
+    ids.into_iter().map(|id| node_view(core, id, by_id.get(id).copied(), index)).collect()
 }
 
-fn node_view(core: &Core, id: &NodeId, figures: Option<&NodeRollup>) -> v1::NodeView {
+fn node_view(core: &Core, id: &NodeId, figures: Option<&NodeRollup>, index: &Index<'_>) -> v1::NodeView {
     let connected = core.sessions.get(id);
     let hello = connected.map(|c| &c.hello);
-    let rates = core.work.jobs().filter(|j| !j.phase.ended()).filter_map(|j| core.profiles.rate(&j.id, id));
-    let rate = rates.fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |b| b.max(rate))));
-    let allocation = core.plan.allocations.iter().find(|a| a.node == *id);
+    let allocation = index.allocations.get(id);
     let excluded = match (connected, allocation) {
         (None, _) => "not connected".to_owned(),
         (Some(connected), _) if connected.hello.slots == 0 => super::planner::NO_WORKER.to_owned(),
@@ -91,8 +142,8 @@ fn node_view(core: &Core, id: &NodeId, figures: Option<&NodeRollup>) -> v1::Node
         excluded,
         power_watts: figures.filter(|f| f.fresh).and_then(|f| f.power_watts),
         energy: figures.map(|f| scoped(&f.energy)).unwrap_or_default(),
-        samples_per_second: rate,
-        running: core.work.leases().filter(|(_, l)| l.node == *id).count() as u32,
+        samples_per_second: index.rates.get(id).copied(),
+        running: index.leases.get(id).copied().unwrap_or(0),
         useful_flops: figures.map_or(0.0, |f| f.useful_flops),
         peak_flops: figures.and_then(|f| f.peak_flops),
         numerics: hello.map(|h| h.numerics.clone()).unwrap_or_default(),
@@ -117,6 +168,10 @@ fn node_view(core: &Core, id: &NodeId, figures: Option<&NodeRollup>) -> v1::Node
 /// Joules of a job: (committed or under way, wasted), settled or as far as they are known.
 pub(crate) fn job_energy(core: &Core, job: &JobRecord) -> (Energy, Energy) {
     let (open, wasted) = core.work.unsettled_energy(&job.id);
+    with_settled(job, open, wasted)
+}
+
+fn with_settled(job: &JobRecord, open: Energy, wasted: Energy) -> (Energy, Energy) {
     let sum = |of: fn(&NodeShare) -> Energy| job.nodes.values().map(of).sum::<Energy>();
     (sum(|n| n.committed) + open, sum(|n| n.wasted) + wasted)
 }
@@ -131,11 +186,9 @@ pub(crate) fn all_joules(job: &JobRecord, own: Energy) -> f64 {
     own.total_joules() + job.idle_microjoules(own) as f64 / 1e6
 }
 
-fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
-    let (committed, wasted) = job_energy(core, job);
-    let unconfirmed = core.work.accounts().filter(|(_, account)| {
-        account.job == job.id && !account.settled && matches!(account.outcome, AccountOutcome::Wasted(_))
-    });
+fn job_view(core: &Core, job: &JobRecord, index: &Index<'_>) -> v1::JobView {
+    let unsettled = index.accounts.get(&job.id).copied().unwrap_or_default();
+    let (committed, wasted) = with_settled(job, unsettled.open, unsettled.wasted);
     let name = |id: &NodeId| core.sessions.get(id).map(|c| c.hello.name.clone()).unwrap_or_default();
     let rounds = core.work.total_rounds(job);
     let epochs = job.spec.training.epochs;
@@ -155,7 +208,7 @@ fn job_view(core: &Core, job: &JobRecord) -> v1::JobView {
         samples: job.samples,
         committed_energy: Some(committed.into()),
         wasted_energy: Some(wasted.into()),
-        unconfirmed_microjoules: unconfirmed.map(|(_, account)| account.energy).sum::<Energy>().total(),
+        unconfirmed_microjoules: unsettled.unconfirmed.total(),
         requeues: job.requeues.values().sum(),
         mfu_ratio: job_mfu(job),
         samples_per_joule: efficiency::samples_per_joule(

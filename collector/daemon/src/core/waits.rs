@@ -1,8 +1,8 @@
 //! Why a job does not get on, and what its user can do about it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use wattmill_protocol::JobId;
+use wattmill_protocol::{JobId, NodeId};
 use wattmill_work::{Capability, JobRecord, Phase, ShardState, Work};
 
 /// Why the job stands where it stands; `None` when nothing is to be said.
@@ -66,8 +66,10 @@ fn no_node(work: &Work, job: &JobRecord) -> Option<String> {
             there.join(", ")
         ));
     }
-    let busy = |(node, capability): &&(&wattmill_protocol::NodeId, &Capability)| {
-        work.leases().filter(|(_, lease)| lease.node == **node).count() >= capability.slots as usize
+    let mut held: BTreeMap<&NodeId, usize> = BTreeMap::new();
+    work.leases().for_each(|(_, lease)| *held.entry(&lease.node).or_default() += 1);
+    let busy = |(node, capability): &&(&NodeId, &Capability)| {
+        held.get(node).copied().unwrap_or(0) >= capability.slots as usize
     };
     eligible.iter().all(busy).then(|| "waits for its turn: every node works for other jobs".to_owned())
 }

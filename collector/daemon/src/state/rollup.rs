@@ -129,6 +129,13 @@ pub(crate) struct GpuRollup {
     pub(crate) utilization_ratio: Option<f64>,
 }
 
+impl Rollup {
+    /// A node's figures: they are in the order of identities.
+    pub(crate) fn node(&self, id: &NodeId) -> Option<&NodeRollup> {
+        self.nodes.binary_search_by(|node| node.id.cmp(id)).ok().map(|index| &self.nodes[index])
+    }
+}
+
 /// Joules, FLOPs and covered seconds of a node's last minute.
 struct Window {
     joules: f64,

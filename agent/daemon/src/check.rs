@@ -169,7 +169,7 @@ fn nvml(config: &Config) -> Finding {
                 "the driver hangs: see the kernel's log for Xid errors",
             )
         }
-        Some(Answer::Absent) => {
+        Some(Answer::Absent | Answer::Unchanged) => {
             let mend = "with NVIDIA GPUs: install the driver's libnvidia-compute (Debian, Ubuntu) or nvidia-driver-libs (Fedora, RHEL)";
             Finding::new("nvml", Status::Absent, format!("no {name}: no GPUs"), mend)
         }
@@ -187,8 +187,10 @@ fn nvml(config: &Config) -> Finding {
         Some(Answer::Reading(reading)) => {
             let lost = reading.gpus.iter().filter(|gpu| !gpu.up).count();
             let gpus = reading.gpus.iter();
+            let state =
+                |lost: Option<&str>| lost.map_or_else(String::new, |reason| format!(" LOST ({reason})"));
             let shown: Vec<String> =
-                gpus.map(|g| format!("{} {}{}", g.model, g.uuid, if g.up { "" } else { " LOST" })).collect();
+                gpus.map(|g| format!("{} {}{}", g.model, g.uuid, state(g.lost))).collect();
             let status = if lost > 0 { Status::Failed } else { Status::Ok };
             let mend = if lost > 0 { "see the kernel's log for Xid errors, or correct `gpus`" } else { "" };
             Finding::new("nvml", status, format!("{} GPUs: {}", shown.len(), shown.join(", ")), mend)

@@ -52,18 +52,23 @@ pub enum IdentityError {
 /// When the state folder cannot be used, or holds something that is no identity.
 pub fn load(state_dir: &Path, machine_id_file: &Path, procfs_root: &Path) -> Result<Identity, IdentityError> {
     let node = node_id(&state_dir.join(NODE_ID_FILE))?;
-    let machine_id = machine_id(machine_id_file).unwrap_or_else(|| {
-        let derived = derived_machine_id(&node);
-        tracing::warn!(
-            file = %machine_id_file.display(), machine_id = derived,
-            "no machine-id; derived one from the node's identity: agents on this host count as hosts of their own"
-        );
-        derived
-    });
     let boot_id = fs::read_to_string(procfs_root.join("sys/kernel/random/boot_id"))
         .ok()
         .map(|text| text.trim().to_owned())
         .filter(|text| !text.is_empty());
+    let machine_id = machine_id(machine_id_file).unwrap_or_else(|| {
+        // Of the running kernel, where that is known: all agents of the host then have the same, in
+        // containers too.
+        let (derived, from) = match &boot_id {
+            Some(boot) => (derived_machine_id(boot), "boot: the host is another one after the next boot"),
+            None => (derived_machine_id(node.as_str()), "node: its agents count as hosts of their own"),
+        };
+        tracing::warn!(
+            file = %machine_id_file.display(), machine_id = derived,
+            "no machine-id; derived one from this host's {from}"
+        );
+        derived
+    });
     Ok(Identity { node, machine_id, boot_id })
 }
 
@@ -100,8 +105,8 @@ fn machine_id(path: &Path) -> Option<String> {
     valid.then(|| id.to_owned())
 }
 
-fn derived_machine_id(node: &NodeId) -> String {
-    Hash::of(format!("wattmill machine-id {node}").as_bytes()).to_string().chars().take(32).collect()
+fn derived_machine_id(from: &str) -> String {
+    Hash::of(format!("wattmill machine-id {from}").as_bytes()).to_string().chars().take(32).collect()
 }
 
 #[cfg(test)]
@@ -122,13 +127,30 @@ mod tests {
     }
 
     #[test]
+    fn agents_of_a_host_without_machine_id_agree_on_one() {
+        let root = tempfile::tempdir().unwrap();
+        let random = root.path().join("sys/kernel/random");
+        fs::create_dir_all(&random).unwrap();
+        fs::write(random.join("boot_id"), "6d2a48ad-0000-4000-8000-3d1219c7c4c5\n").unwrap();
+        let agent = |name: &str| {
+            let state = root.path().join(name);
+            fs::create_dir_all(&state).unwrap();
+            load(&state, Path::new("/nonexistent"), root.path()).unwrap()
+        };
+        let (one, two) = (agent("one"), agent("two"));
+        assert!(one.node != two.node && one.machine_id == two.machine_id && one.machine_id.len() == 32);
+        fs::write(random.join("boot_id"), "another\n").unwrap();
+        assert_ne!(agent("one").machine_id, one.machine_id);
+    }
+
+    #[test]
     fn a_host_without_machine_id_keeps_a_derived_one() {
         let state = tempfile::tempdir().unwrap();
         let machine = state.path().join("machine-id");
         for text in ["", "uninitialized\n", "\n"] {
             fs::write(&machine, text).unwrap();
             let identity = load(state.path(), &machine, Path::new("/nonexistent")).unwrap();
-            assert_eq!(identity.machine_id, derived_machine_id(&identity.node), "{text:?}");
+            assert_eq!(identity.machine_id, derived_machine_id(identity.node.as_str()), "{text:?}");
             assert_eq!(identity.machine_id.len(), 32);
         }
     }

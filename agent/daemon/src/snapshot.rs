@@ -4,6 +4,8 @@
 //! a sum that a restart would take back; and after it was synced, while the disk keeps up and can be
 //! written, so that a power cut takes none back either.
 
+mod gpus;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use wattmill_protocol::{Energy, Source};
 use crate::config::Config;
 use crate::counter::GapReason;
 use crate::device::host::HostReading;
+use crate::device::host::stat::MODES;
 use crate::device::nvml::GpuReading;
 use crate::device::{BackendKind, Class, MeterId, Scope};
 use crate::identity::Identity;
@@ -129,7 +132,7 @@ pub fn points(snapshot: &Snapshot) -> Vec<Point> {
     node(&mut points, snapshot);
     energy(&mut points, snapshot);
     for gpu in &snapshot.gpus {
-        self::gpu(&mut points, gpu, snapshot);
+        gpus::add(&mut points, gpu, snapshot);
     }
     if let Some(host) = &snapshot.host {
         self::host(&mut points, host);
@@ -176,6 +179,7 @@ fn energy(points: &mut Points, snapshot: &Snapshot) {
                 points.add_some(&cat::CPU_POWER_WATTS, &labels, sum.watts);
             }
             Class::Gpu => points.add(&cat::GPU_ENERGY_JOULES, &labels, joules(sum.microjoules)),
+            Class::Module => points.add(&cat::GPU_MODULE_ENERGY_JOULES, &labels, joules(sum.microjoules)),
         }
     }
     for ((scope, source), sum) in &snapshot.scopes {
@@ -194,37 +198,16 @@ fn energy(points: &mut Points, snapshot: &Snapshot) {
     }
 }
 
-fn gpu(points: &mut Points, gpu: &GpuReading, snapshot: &Snapshot) {
-    let uuid = gpu.uuid.as_str();
-    points.add(&cat::GPU_UP, &[uuid], f64::from(u8::from(gpu.up)));
-    if !gpu.model.is_empty() {
-        points.add(&cat::GPU_INFO, &[uuid, &gpu.index, &gpu.model, &gpu.driver, &gpu.pci], 1.0);
-    }
-    if !gpu.up {
-        return;
-    }
-    let watts = |source| {
-        let meter = MeterId { class: Class::Gpu, device: uuid.to_owned(), source };
-        snapshot.meters.get(&meter).and_then(|sum| sum.watts)
-    };
-    points.add_some(
-        &cat::GPU_POWER_WATTS,
-        &[uuid],
-        watts(Source::Counter).or_else(|| watts(Source::Integrated)),
-    );
-    points.add_some(&cat::GPU_ENERGY_DIVERGENCE, &[uuid], snapshot.divergence.get(uuid).copied());
-    points.add_some(&cat::GPU_UTILIZATION, &[uuid], gpu.utilization);
-    points.add_some(&cat::GPU_MEMORY_USED, &[uuid], gpu.memory.map(|m| m.used_bytes as f64));
-    points.add_some(&cat::GPU_MEMORY_SIZE, &[uuid], gpu.memory.map(|m| m.size_bytes as f64));
-    points.add_some(&cat::GPU_TEMPERATURE, &[uuid], gpu.temperature_celsius);
-    points.add_some(&cat::GPU_SM_CLOCK, &[uuid], gpu.sm_clock_hertz);
-    points.add_some(&cat::GPU_POWER_LIMIT, &[uuid], gpu.power_limit_watts);
-}
-
 fn host(points: &mut Points, host: &HostReading) {
     if let Some(memory) = host.memory {
         points.add(&cat::HOST_MEMORY_USED, &[], memory.used_bytes as f64);
         points.add(&cat::HOST_MEMORY_SIZE, &[], memory.size_bytes as f64);
+    }
+    for (mode, nanos) in MODES.iter().zip(host.cpu_modes) {
+        points.add(&cat::HOST_CPU_SECONDS, &[mode], nanos as f64 / 1e9);
+    }
+    for ((resource, share), micros) in &host.pressure {
+        points.add(&cat::HOST_PRESSURE_SECONDS, &[resource, share], *micros as f64 / 1e6);
     }
     for (disk, (read, written)) in &host.disks {
         points.add(&cat::HOST_DISK_READ, &[disk], *read as f64);
@@ -349,6 +332,7 @@ pub(crate) mod tests {
         let points = points(&sample());
         let lost: Vec<_> = points.iter().filter(|p| p.labels.iter().any(|l| l == "GPU-lost")).collect();
         let shown: Vec<_> = lost.iter().map(|p| (p.metric.name, p.value)).collect();
-        assert_eq!(shown, [("wattmill_gpu_energy_joules_total", 9.0), ("wattmill_gpu_up", 0.0)]);
+        let lost = ("wattmill_gpu_lost_info", 1.0);
+        assert_eq!(shown, [("wattmill_gpu_energy_joules_total", 9.0), ("wattmill_gpu_up", 0.0), lost]);
     }
 }

@@ -227,6 +227,258 @@ pub static GPU_POWER_LIMIT: Metric = Metric {
     otlp: Some(Otlp { name: "wattmill.gpu.power_limit", unit: "W", fixed: &[], attributes: &["hw.id"] }),
 };
 
+/// Power at the sensor's newest sample. A module contains its GPU, a GPU its memory: never sum scopes.
+pub static GPU_POWER_INSTANT: Metric = Metric {
+    name: "wattmill_gpu_power_instant_watts",
+    kind: Kind::Gauge,
+    unit: "W",
+    labels: &["uuid", "scope"],
+    help: "Power at the sensor's newest sample. A module contains its GPU, a GPU its memory: never sum scopes.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.power.instant",
+        unit: "W",
+        fixed: &[],
+        attributes: &["hw.id", "wattmill.scope"],
+    }),
+};
+
+/// Mean power of the last second, by the driver. A module contains its GPU, a GPU its memory: never sum scopes.
+pub static GPU_POWER_AVERAGE: Metric = Metric {
+    name: "wattmill_gpu_power_average_watts",
+    kind: Kind::Gauge,
+    unit: "W",
+    labels: &["uuid", "scope"],
+    help: "Mean power of the last second, by the driver. A module contains its GPU, a GPU its memory: never sum scopes.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.power.average",
+        unit: "W",
+        fixed: &[],
+        attributes: &["hw.id", "wattmill.scope"],
+    }),
+};
+
+/// Energy of the module that holds the GPU and a CPU, since this node first saw it. It contains the GPU's: never sum them.
+pub static GPU_MODULE_ENERGY_JOULES: Metric = Metric {
+    name: "wattmill_gpu_module_energy_joules_total",
+    kind: Kind::Counter,
+    unit: "J",
+    labels: &["uuid", "source"],
+    help: "Energy of the module that holds the GPU and a CPU, since this node first saw it. It contains the GPU's: never sum them.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.module.energy",
+        unit: "J",
+        fixed: &[],
+        attributes: &["hw.id", "wattmill.source"],
+    }),
+};
+
+/// Power limit of the GPU after a driver load.
+pub static GPU_POWER_LIMIT_DEFAULT: Metric = Metric {
+    name: "wattmill_gpu_power_limit_default_watts",
+    kind: Kind::Gauge,
+    unit: "W",
+    labels: &["uuid"],
+    help: "Power limit of the GPU after a driver load.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.power_limit.default",
+        unit: "W",
+        fixed: &[],
+        attributes: &["hw.id"],
+    }),
+};
+
+/// Least power limit that the GPU can be set to.
+pub static GPU_POWER_LIMIT_MIN: Metric = Metric {
+    name: "wattmill_gpu_power_limit_min_watts",
+    kind: Kind::Gauge,
+    unit: "W",
+    labels: &["uuid"],
+    help: "Least power limit that the GPU can be set to.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp { name: "wattmill.gpu.power_limit.min", unit: "W", fixed: &[], attributes: &["hw.id"] }),
+};
+
+/// Largest power limit that the GPU can be set to.
+pub static GPU_POWER_LIMIT_MAX: Metric = Metric {
+    name: "wattmill_gpu_power_limit_max_watts",
+    kind: Kind::Gauge,
+    unit: "W",
+    labels: &["uuid"],
+    help: "Largest power limit that the GPU can be set to.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp { name: "wattmill.gpu.power_limit.max", unit: "W", fixed: &[], attributes: &["hw.id"] }),
+};
+
+/// Time in which the GPU's clocks were lowered, by reason. Reasons may hold at once: never sum them.
+pub static GPU_THROTTLE_SECONDS: Metric = Metric {
+    name: "wattmill_gpu_throttle_seconds_total",
+    kind: Kind::Counter,
+    unit: "s",
+    labels: &["uuid", "reason"],
+    help: "Time in which the GPU's clocks were lowered, by reason. Reasons may hold at once: never sum them.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.throttle",
+        unit: "s",
+        fixed: &[],
+        attributes: &["hw.id", "wattmill.reason"],
+    }),
+};
+
+/// Bytes that the GPU received over PCIe.
+pub static GPU_PCIE_RECEIVE: Metric = Metric {
+    name: "wattmill_gpu_pcie_receive_bytes_total",
+    kind: Kind::Counter,
+    unit: "By",
+    labels: &["uuid"],
+    help: "Bytes that the GPU received over PCIe.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "hw.gpu.io",
+        unit: "By",
+        fixed: &[("network.io.direction", "receive")],
+        attributes: &["hw.id"],
+    }),
+};
+
+/// Bytes that the GPU sent over PCIe.
+pub static GPU_PCIE_TRANSMIT: Metric = Metric {
+    name: "wattmill_gpu_pcie_transmit_bytes_total",
+    kind: Kind::Counter,
+    unit: "By",
+    labels: &["uuid"],
+    help: "Bytes that the GPU sent over PCIe.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "hw.gpu.io",
+        unit: "By",
+        fixed: &[("network.io.direction", "transmit")],
+        attributes: &["hw.id"],
+    }),
+};
+
+/// Errors of the GPU that the driver reported, by Xid.
+pub static GPU_XID_ERRORS: Metric = Metric {
+    name: "wattmill_gpu_xid_errors_total",
+    kind: Kind::Counter,
+    unit: "1",
+    labels: &["uuid", "xid"],
+    help: "Errors of the GPU that the driver reported, by Xid.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "hw.errors",
+        unit: "1",
+        fixed: &[("hw.type", "gpu"), ("error.type", "xid")],
+        attributes: &["hw.id", "wattmill.gpu.xid"],
+    }),
+};
+
+/// Double-bit memory errors that the GPU reported.
+pub static GPU_ECC_ERRORS: Metric = Metric {
+    name: "wattmill_gpu_ecc_double_bit_errors_total",
+    kind: Kind::Counter,
+    unit: "1",
+    labels: &["uuid"],
+    help: "Double-bit memory errors that the GPU reported.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "hw.errors",
+        unit: "1",
+        fixed: &[("hw.type", "gpu"), ("error.type", "double_bit_ecc")],
+        attributes: &["hw.id"],
+    }),
+};
+
+/// Why a GPU does not answer, and the newest Xid since it last came back; always 1, and absent while it answers.
+pub static GPU_LOST_INFO: Metric = Metric {
+    name: "wattmill_gpu_lost_info",
+    kind: Kind::Gauge,
+    unit: "1",
+    labels: &["uuid", "reason", "xid"],
+    help: "Why a GPU does not answer, and the newest Xid since it last came back; always 1, and absent while it answers.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.lost",
+        unit: "1",
+        fixed: &[],
+        attributes: &["hw.id", "error.type", "wattmill.gpu.xid"],
+    }),
+};
+
+/// What the driver wants done to have a sound GPU again; always 1.
+pub static GPU_RECOVERY_ACTION_INFO: Metric = Metric {
+    name: "wattmill_gpu_recovery_action_info",
+    kind: Kind::Gauge,
+    unit: "1",
+    labels: &["uuid", "action"],
+    help: "What the driver wants done to have a sound GPU again; always 1.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.recovery_action",
+        unit: "1",
+        fixed: &[],
+        attributes: &["hw.id", "wattmill.gpu.action"],
+    }),
+};
+
+/// Processes that compute on the GPU and are not Wattmill's. Such a GPU is busy, and is left alone.
+pub static GPU_FOREIGN_PROCESSES: Metric = Metric {
+    name: "wattmill_gpu_foreign_processes",
+    kind: Kind::Gauge,
+    unit: "1",
+    labels: &["uuid"],
+    help: "Processes that compute on the GPU and are not Wattmill's. Such a GPU is busy, and is left alone.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.foreign_processes",
+        unit: "1",
+        fixed: &[],
+        attributes: &["hw.id"],
+    }),
+};
+
+/// An instance of a partitioned GPU; always 1. Power and energy are the whole GPU's.
+pub static GPU_MIG_INFO: Metric = Metric {
+    name: "wattmill_gpu_mig_info",
+    kind: Kind::Gauge,
+    unit: "1",
+    labels: &["uuid", "mig", "gpu_instance", "compute_instance", "slices"],
+    help: "An instance of a partitioned GPU; always 1. Power and energy are the whole GPU's.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.mig.info",
+        unit: "1",
+        fixed: &[],
+        attributes: &[
+            "hw.id",
+            "wattmill.gpu.mig.id",
+            "wattmill.gpu.mig.gpu_instance",
+            "wattmill.gpu.mig.compute_instance",
+            "wattmill.gpu.mig.slices",
+        ],
+    }),
+};
+
+/// Memory of an instance of a partitioned GPU.
+pub static GPU_MIG_MEMORY_SIZE: Metric = Metric {
+    name: "wattmill_gpu_mig_memory_size_bytes",
+    kind: Kind::Gauge,
+    unit: "By",
+    labels: &["uuid", "mig"],
+    help: "Memory of an instance of a partitioned GPU.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.mig.memory.limit",
+        unit: "By",
+        fixed: &[],
+        attributes: &["hw.id", "wattmill.gpu.mig.id"],
+    }),
+};
+
 /// Mean power of a CPU or DRAM zone of the whole host over the last metering window. Zones contain each other: never sum zones.
 pub static CPU_POWER_WATTS: Metric = Metric {
     name: "wattmill_cpu_power_watts",
@@ -316,6 +568,33 @@ pub static HOST_CPU_UTILIZATION: Metric = Metric {
     help: "Share of the host's CPU time that was not idle, over the last metering window.",
     exporter: Exporter::Agent,
     otlp: Some(Otlp { name: "system.cpu.utilization", unit: "1", fixed: &[], attributes: &[] }),
+};
+
+/// Time that the host's CPUs spent in each mode. Time of guests stands in user and nice.
+pub static HOST_CPU_SECONDS: Metric = Metric {
+    name: "wattmill_host_cpu_seconds_total",
+    kind: Kind::Counter,
+    unit: "s",
+    labels: &["mode"],
+    help: "Time that the host's CPUs spent in each mode. Time of guests stands in user and nice.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp { name: "system.cpu.time", unit: "s", fixed: &[], attributes: &["cpu.mode"] }),
+};
+
+/// Time in which some or all (full) tasks of the host waited for a resource: pressure stall information.
+pub static HOST_PRESSURE_SECONDS: Metric = Metric {
+    name: "wattmill_host_pressure_stalled_seconds_total",
+    kind: Kind::Counter,
+    unit: "s",
+    labels: &["resource", "share"],
+    help: "Time in which some or all (full) tasks of the host waited for a resource: pressure stall information.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.host.pressure.stalled",
+        unit: "s",
+        fixed: &[],
+        attributes: &["wattmill.resource", "wattmill.share"],
+    }),
 };
 
 /// Memory of the host that is not available to new programs.
@@ -968,12 +1247,30 @@ pub static ALL: &[&Metric] = &[
     &GPU_TEMPERATURE,
     &GPU_SM_CLOCK,
     &GPU_POWER_LIMIT,
+    &GPU_POWER_INSTANT,
+    &GPU_POWER_AVERAGE,
+    &GPU_MODULE_ENERGY_JOULES,
+    &GPU_POWER_LIMIT_DEFAULT,
+    &GPU_POWER_LIMIT_MIN,
+    &GPU_POWER_LIMIT_MAX,
+    &GPU_THROTTLE_SECONDS,
+    &GPU_PCIE_RECEIVE,
+    &GPU_PCIE_TRANSMIT,
+    &GPU_XID_ERRORS,
+    &GPU_ECC_ERRORS,
+    &GPU_LOST_INFO,
+    &GPU_RECOVERY_ACTION_INFO,
+    &GPU_FOREIGN_PROCESSES,
+    &GPU_MIG_INFO,
+    &GPU_MIG_MEMORY_SIZE,
     &CPU_POWER_WATTS,
     &CPU_ENERGY_JOULES,
     &NODE_ENERGY_JOULES,
     &NODE_POWER_WATTS,
     &NODE_ATTRIBUTED_ENERGY_JOULES,
     &HOST_CPU_UTILIZATION,
+    &HOST_CPU_SECONDS,
+    &HOST_PRESSURE_SECONDS,
     &HOST_MEMORY_USED,
     &HOST_MEMORY_SIZE,
     &HOST_DISK_READ,

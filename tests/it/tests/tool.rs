@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use wattmill_it::{Cluster, Signal, digits, eventually, run, turn};
@@ -57,4 +58,40 @@ async fn a_watch_in_json_is_an_object_a_line() {
     drop(lines);
     let status = eventually("the watch ends", async || watch.try_wait().unwrap()).await;
     assert_eq!(status.code(), Some(0));
+}
+
+/// A collector that is there and does not answer, as behind a partition: the watch notices, says so, and goes on
+/// once it answers; a single question is given up.
+#[tokio::test]
+async fn a_collector_that_hangs_is_noticed() {
+    let _turn = turn();
+    let mut cluster = Cluster::start("").await;
+    let mut command = cluster.tool(&["watch"]);
+    let pipes = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut watch = pipes.spawn().unwrap();
+    let mut views = BufReader::new(watch.stdout.take().unwrap()).lines();
+    views.next().unwrap().unwrap();
+    // Read on, so that the pipe is never full.
+    std::thread::spawn(move || views.count());
+    let said = Arc::<Mutex<Vec<String>>>::default();
+    let (warnings, sink) = (BufReader::new(watch.stderr.take().unwrap()).lines(), Arc::clone(&said));
+    std::thread::spawn(move || {
+        warnings.map_while(Result::ok).for_each(|line| sink.lock().unwrap().push(line));
+    });
+    let says = async |words: &str| {
+        eventually(words, async || {
+            said.lock().unwrap().iter().any(|line| line.contains(words)).then_some(())
+        })
+        .await;
+    };
+    cluster.collector().signal(Signal::STOP);
+    let output = run(&mut cluster.tool(&["jobs"]));
+    assert_eq!(output.code, Some(1), "{}", output.stdout);
+    assert!(output.stderr.contains("the collector at"), "{}", output.stderr);
+    says("waiting for it").await;
+    cluster.collector().signal(Signal::CONT);
+    says("the collector answers again").await;
+    wattmill_it::signal(watch.id(), Signal::INT);
+    let status = eventually("the watch ends", async || watch.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(0), "interrupted, it ends in order");
 }

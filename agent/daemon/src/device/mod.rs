@@ -17,7 +17,7 @@ use wattmill_protocol::Source;
 
 use crate::counter::Limits;
 use host::HostReading;
-use nvml::GpuReading;
+use nvml::{EventLog, GpuReading};
 
 /// Which backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -80,6 +80,8 @@ pub enum Class {
     Zone,
     /// A GPU, by UUID.
     Gpu,
+    /// The module of a GPU and a CPU, by the GPU's UUID: it contains both, and counts for nothing.
+    Module,
 }
 
 /// Since when a raw counter counts.
@@ -130,6 +132,8 @@ pub struct Reading {
     pub energy: Vec<EnergyReading>,
     /// GPUs, lost ones included.
     pub gpus: Vec<GpuReading>,
+    /// Errors that GPUs raised, counted also while they cannot be read.
+    pub gpu_events: EventLog,
     /// The host's figures.
     pub host: Option<Arc<HostReading>>,
     /// Single readings that failed, by reason; the backend as a whole answers.
@@ -141,6 +145,8 @@ pub struct Reading {
 pub enum Answer {
     /// It has readings.
     Reading(Reading),
+    /// It was read, and what it said last stands: a backend may look more often than it has something to tell.
+    Unchanged,
     /// There is nothing to read on this host, which is normal: no counters, no GPUs.
     Absent,
     /// It should answer and does not.

@@ -207,6 +207,7 @@ fn finish(slot: &Slot, kind: BackendKind, began: Duration, answer: Answer) {
             state.failed = false;
             state.reading = Some(Arc::new(reading));
         }
+        Answer::Unchanged => state.failed = false,
         Answer::Absent => {
             state.failed = false;
             state.reading = None;
@@ -310,6 +311,21 @@ mod tests {
         assert_eq!(view.errors["gpu_lost"], 1);
         answers.send(Answer::Absent).unwrap();
         wait_until(&thread, |view| !view.present && view.reading.is_none());
+    }
+
+    #[test]
+    fn a_reading_with_nothing_new_leaves_the_last_one() {
+        let (thread, answers) = scripted(HOUR);
+        let failures = vec!["gpu_lost"];
+        answers.send(Answer::Reading(Reading { failures, ..Reading::default() })).unwrap();
+        wait_until(&thread, |view| view.up);
+        let asked_at = clock::monotonic();
+        thread.ask();
+        answers.send(Answer::Unchanged).unwrap();
+        thread.wait_since(asked_at, asked_at + HOUR);
+        let view = thread.view(clock::monotonic());
+        assert!(view.up && view.present && view.reading.is_some());
+        assert_eq!(view.errors["gpu_lost"], 1, "a failure counts once");
     }
 
     #[test]

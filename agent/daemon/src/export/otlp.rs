@@ -99,15 +99,18 @@ fn data_point(point: &Point, otlp: &Otlp, snapshot: &Snapshot) -> NumberDataPoin
 
 /// Since when a counter counts.
 fn started(metric: &cat::Metric, snapshot: &Snapshot) -> u64 {
-    const KEPT_IN_LEDGER: [&cat::Metric; 6] = [
+    const KEPT_IN_LEDGER: [&cat::Metric; 7] = [
         &cat::CPU_ENERGY_JOULES,
         &cat::GPU_ENERGY_JOULES,
+        &cat::GPU_MODULE_ENERGY_JOULES,
         &cat::NODE_ENERGY_JOULES,
         &cat::NODE_ATTRIBUTED_ENERGY_JOULES,
         &cat::USEFUL_FLOPS,
         &cat::AGENT_GAPS,
     ];
-    const SINCE_BOOT: [&cat::Metric; 4] = [
+    const SINCE_BOOT: [&cat::Metric; 6] = [
+        &cat::HOST_CPU_SECONDS,
+        &cat::HOST_PRESSURE_SECONDS,
         &cat::HOST_DISK_READ,
         &cat::HOST_DISK_WRITTEN,
         &cat::HOST_NETWORK_RECEIVE,

@@ -164,8 +164,9 @@ impl Core {
         if let Some(watts) = slice.mean_watts {
             self.powers.meters.insert(slice.meter.clone(), watts);
         }
-        // The integral beside a GPU's counter lacks energy that the counter has: nothing went unseen.
-        let shadow = slice.meter.class == Class::Gpu && slice.counts_for.is_none();
+        // The integral beside a GPU's counter lacks energy that the counter has: nothing went unseen. A module
+        // counts for nothing.
+        let shadow = slice.meter.class != Class::Zone && slice.counts_for.is_none();
         for reason in slice.gaps.iter().filter(|_| !shadow) {
             self.gap(&slice.meter.device, *reason);
         }

@@ -179,7 +179,7 @@ impl Engine {
             meters: meters.collect(),
             scopes: scopes.collect(),
             attributed: ledger.attributed.clone(),
-            gpus: gpus(ledger, views, &self.wanted, unix_nanos),
+            gpus: gpus(ledger, views, &self.wanted, unix_nanos, |pid| core.shards.is_of_ours(pid)),
             divergence: core.divergence(),
             host: host.filter_map(|reading| reading.host.clone()).next(),
             cpu_utilization: core.cpu_utilization,
@@ -201,12 +201,25 @@ fn sync_is_due(now: Duration, (ended, took): (Duration, Duration)) -> bool {
 
 /// GPUs that are read, those that are asked for by name, and those that the ledger remembers from not long
 /// ago: a GPU that was lost while no agent ran is a lost one. One that is not this node's any more is none.
-fn gpus(ledger: &Ledger, views: &[View], wanted: &Gpus, unix_nanos: u64) -> Vec<GpuReading> {
+fn gpus(
+    ledger: &Ledger,
+    views: &[View],
+    wanted: &Gpus,
+    unix_nanos: u64,
+    is_of_ours: impl Fn(u32) -> bool,
+) -> Vec<GpuReading> {
     let mut gpus = Vec::new();
     for view in views {
-        for gpu in view.reading.iter().flat_map(|reading| &reading.gpus) {
-            gpus.push(GpuReading { up: gpu.up && view.up, ..gpu.clone() });
-        }
+        let Some(reading) = view.reading.as_deref() else { continue };
+        gpus.extend(reading.gpus.iter().map(|gpu| GpuReading {
+            up: gpu.up && view.up,
+            lost: if view.up { gpu.lost } else { gpu.lost.or(Some("no_answer")) },
+            foreign_processes:
+                (gpu.processes.as_ref()).map(|pids| pids.iter().filter(|pid| !is_of_ours(**pid)).count()),
+            // As they are by now: they are counted also where readings hang or fail.
+            events: reading.gpu_events.of(&gpu.uuid),
+            ..gpu.clone()
+        }));
     }
     let read: BTreeSet<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
     let recent = |seen: u64| unix_nanos.saturating_sub(seen) < LOST_GPU_NANOS;
@@ -219,7 +232,11 @@ fn gpus(ledger: &Ledger, views: &[View], wanted: &Gpus, unix_nanos: u64) -> Vec<
         Gpus::Listed(uuids) => uuids,
     };
     let missing: BTreeSet<&String> = remembered.chain(listed).filter(|uuid| !read.contains(*uuid)).collect();
-    gpus.extend(missing.into_iter().map(|uuid| GpuReading { uuid: uuid.clone(), ..GpuReading::default() }));
+    gpus.extend(missing.into_iter().map(|uuid| GpuReading {
+        uuid: uuid.clone(),
+        lost: Some("not_found"),
+        ..GpuReading::default()
+    }));
     gpus
 }
 
@@ -281,7 +298,7 @@ mod tests {
         };
         let listed = |uuids: &[&str]| Gpus::Listed(uuids.iter().map(|uuid| (*uuid).to_owned()).collect());
         let shown = |wanted: &Gpus, views: &[View], at| {
-            let gpus = gpus(&ledger, views, wanted, at);
+            let gpus = gpus(&ledger, views, wanted, at, |_| false);
             gpus.into_iter().map(|gpu| (gpu.uuid, gpu.up)).collect::<Vec<_>>()
         };
         let named =
@@ -297,5 +314,41 @@ mod tests {
             "asked for, never seen"
         );
         assert_eq!(shown(&Gpus::All, &[view(false)], LOST_GPU_NANOS + 5), named(&[("GPU-read", false)]));
+    }
+
+    #[test]
+    fn a_gpu_in_use_by_others_is_busy_and_one_that_does_not_answer_says_why() {
+        let gpu = |uuid: &str, processes, lost: Option<&'static str>| GpuReading {
+            uuid: uuid.to_owned(),
+            up: lost.is_none(),
+            processes,
+            lost,
+            ..GpuReading::default()
+        };
+        let read = vec![
+            gpu("GPU-busy", Some(vec![4, 5, 6]), None),
+            gpu("GPU-ours", Some(vec![5]), None),
+            gpu("GPU-old", None, None),
+            gpu("GPU-lost", None, Some("gpu_lost")),
+        ];
+        let reading = Arc::new(Reading { gpus: read, ..Reading::default() });
+        let mut view = View {
+            kind: BackendKind::Nvml,
+            present: true,
+            up: true,
+            starting: false,
+            duration: Duration::ZERO,
+            errors: BTreeMap::new(),
+            reading: Some(reading),
+        };
+        let ledger = Ledger::new("m", None, 0);
+        let shown = |view: &View| gpus(&ledger, std::slice::from_ref(view), &Gpus::All, 9, |pid| pid == 5);
+        let foreign: Vec<_> = shown(&view).into_iter().map(|gpu| gpu.foreign_processes).collect();
+        assert_eq!(foreign, [Some(2), Some(0), None, None]);
+        let lost = |view: &View| shown(view).into_iter().map(|gpu| gpu.lost).collect::<Vec<_>>();
+        assert_eq!(lost(&view), [None, None, None, Some("gpu_lost")]);
+        view.up = false;
+        let silent = Some("no_answer");
+        assert_eq!(lost(&view), [silent, silent, silent, Some("gpu_lost")]);
     }
 }

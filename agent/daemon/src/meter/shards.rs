@@ -97,6 +97,11 @@ impl Shards {
         }
     }
 
+    /// Whether one of them computes, or did in this window, in the process `pid`.
+    pub(super) fn is_of_ours(&self, pid: u32) -> bool {
+        self.0.values().any(|shard| shard.pid == pid)
+    }
+
     /// How many there are, ended ones included.
     pub(super) fn len(&self) -> usize {
         self.0.len()

@@ -3,6 +3,7 @@
 //! Invariant: each thing once. Disks are whole physical devices, interfaces physical ones where there
 //! are any, filesystems one mount of each device, and nothing that only exists in memory.
 
+pub mod pressure;
 pub mod stat;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use procfs::FromBufRead;
 use procfs::net::InterfaceDeviceStatus;
@@ -17,14 +19,19 @@ use procfs::process::MountInfos;
 use procfs::{DiskStats, Meminfo};
 
 use super::{Answer, ReadError, Reading};
+use crate::clock;
 use crate::config::Bandwidth;
 use crate::cpus::CpuSet;
+use pressure::Pressure;
 use stat::{CpuTime, Stat};
 
 /// `/proc/diskstats` counts sectors of this size whatever the device's own.
 const SECTOR_BYTES: u64 = 512;
 /// Most disks, interfaces and filesystems that become series.
 const MAX_SERIES: usize = 128;
+
+/// How often filesystems and links are looked at.
+const SLOW_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The host's figures at one time.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -33,6 +40,10 @@ pub struct HostReading {
     pub host_cpu: CpuTime,
     /// CPU time of the node's CPUs.
     pub node_cpu: CpuTime,
+    /// CPU nanoseconds of all CPUs by [`MODES`](stat::MODES).
+    pub cpu_modes: [u64; stat::MODES.len()],
+    /// Time in which tasks waited for a resource.
+    pub pressure: Pressure,
     /// When the host was booted, Unix seconds.
     pub boot_unix_seconds: u64,
     /// Memory that is not available to new programs, and memory there is.
@@ -62,6 +73,14 @@ pub struct Host {
     procfs_root: PathBuf,
     cpus: CpuSet,
     bandwidth: Bandwidth,
+    slow: Option<Slow>,
+}
+
+/// What changes slowly and is dear to read: a mount costs a system call, and there may be hundreds.
+struct Slow {
+    at: Duration,
+    filesystems: Result<BTreeMap<String, Usage>, ReadError>,
+    link_bandwidth: Option<f64>,
 }
 
 impl Host {
@@ -72,10 +91,15 @@ impl Host {
             procfs_root: config.procfs_root.clone(),
             cpus: config.cpus.clone(),
             bandwidth: config.bandwidth,
+            slow: None,
         }
     }
 
-    pub(super) fn read(&self) -> Answer {
+    pub(super) fn read(&mut self) -> Answer {
+        self.read_at(clock::monotonic())
+    }
+
+    fn read_at(&mut self, now: Duration) -> Answer {
         // CPU time is what attribution stands on: without it there is no reading. The rest may fail.
         let stat = match Stat::read(&self.procfs_root) {
             Ok(stat) => stat,
@@ -83,16 +107,31 @@ impl Host {
         };
         let mut failures = Vec::new();
         let interfaces = kept(self.interfaces(), &mut failures).unwrap_or_default();
-        let network = self.bandwidth.network.or_else(|| self.link_bandwidth(interfaces.keys()));
+        let slow = match self.slow.take() {
+            Some(slow) if now.saturating_sub(slow.at) < SLOW_INTERVAL => slow,
+            _ => Slow {
+                at: now,
+                filesystems: self.filesystems(),
+                link_bandwidth: self.link_bandwidth(interfaces.keys()),
+            },
+        };
+        let memory = kept(self.memory(), &mut failures);
+        let disks = kept(self.disks(), &mut failures).unwrap_or_default();
+        let slow = self.slow.insert(slow);
         let host = HostReading {
             host_cpu: stat.host(),
             node_cpu: stat.of(&self.cpus),
+            cpu_modes: stat.modes,
+            pressure: kept(pressure::read(&self.procfs_root), &mut failures).unwrap_or_default(),
             boot_unix_seconds: stat.boot_unix_seconds,
-            memory: kept(self.memory(), &mut failures),
-            disks: kept(self.disks(), &mut failures).unwrap_or_default(),
+            memory,
+            disks,
             interfaces,
-            filesystems: kept(self.filesystems(), &mut failures).unwrap_or_default(),
-            bandwidth: Bandwidth { network, ..self.bandwidth },
+            filesystems: kept(slow.filesystems.clone(), &mut failures).unwrap_or_default(),
+            bandwidth: Bandwidth {
+                network: self.bandwidth.network.or(slow.link_bandwidth),
+                ..self.bandwidth
+            },
         };
         Answer::Reading(Reading { host: Some(Arc::new(host)), failures, ..Reading::default() })
     }
@@ -225,11 +264,13 @@ mod tests {
             procfs_root: root.join("proc"),
             cpus: "1".parse().unwrap(),
             bandwidth: Bandwidth::default(),
+            slow: None,
         }
     }
 
-    fn reading(host: &Host) -> (Arc<HostReading>, Vec<&'static str>) {
-        match host.read() {
+    fn reading(host: &mut Host) -> (Arc<HostReading>, Vec<&'static str>) {
+        host.slow = None;
+        match host.read_at(Duration::ZERO) {
             Answer::Reading(reading) => (reading.host.unwrap(), reading.failures),
             other => panic!("{other:?}"),
         }
@@ -238,8 +279,8 @@ mod tests {
     #[test]
     fn each_thing_is_read_once() {
         let root = tempfile::tempdir().unwrap();
-        let host = fixture(root.path());
-        let (figures, failures) = reading(&host);
+        let mut host = fixture(root.path());
+        let (figures, failures) = reading(&mut host);
         assert_eq!(failures, Vec::<&str>::new());
         assert_eq!(figures.memory, Some(Usage { used_bytes: 600 << 10, size_bytes: 1000 << 10 }));
         assert_eq!(figures.disks, BTreeMap::from([("sda".to_owned(), (51_200, 102_400))]));
@@ -250,28 +291,28 @@ mod tests {
         let names: Vec<&str> = figures.interfaces.keys().map(String::as_str).collect();
         assert_eq!(names, ["docker0", "eth0"], "none is physical: all but the loopback");
         fs::create_dir_all(root.path().join("sys/class/net/eth0/device")).unwrap();
-        assert_eq!(reading(&host).0.interfaces, BTreeMap::from([("eth0".to_owned(), (700, 800))]));
+        assert_eq!(reading(&mut host).0.interfaces, BTreeMap::from([("eth0".to_owned(), (700, 800))]));
     }
 
     #[test]
     fn links_say_what_they_can_move_unless_told_otherwise() {
         let root = tempfile::tempdir().unwrap();
         let mut host = fixture(root.path());
-        assert_eq!(reading(&host).0.bandwidth, Bandwidth::default(), "no link says");
+        assert_eq!(reading(&mut host).0.bandwidth, Bandwidth::default(), "no link says");
         write(root.path(), "sys/class/net/eth0/speed", "10000\n");
         write(root.path(), "sys/class/net/docker0/speed", "-1\n");
-        assert_eq!(reading(&host).0.bandwidth.network, Some(1.25e9));
+        assert_eq!(reading(&mut host).0.bandwidth.network, Some(1.25e9));
         host.bandwidth = Bandwidth { storage_read: Some(2e9), network: Some(5e8), ..Bandwidth::default() };
-        assert_eq!(reading(&host).0.bandwidth, host.bandwidth);
+        assert_eq!(reading(&mut host).0.bandwidth, host.bandwidth);
     }
 
     #[test]
     fn what_is_missing_is_counted_and_the_rest_goes_on() {
         let root = tempfile::tempdir().unwrap();
-        let host = fixture(root.path());
+        let mut host = fixture(root.path());
         fs::remove_file(root.path().join("proc/meminfo")).unwrap();
         fs::write(root.path().join("proc/diskstats"), "nonsense\n").unwrap();
-        let (reading, failures) = reading(&host);
+        let (reading, failures) = reading(&mut host);
         assert_eq!((reading.memory, failures), (None, vec!["missing", "invalid"]));
         fs::remove_file(root.path().join("proc/stat")).unwrap();
         assert!(matches!(host.read(), Answer::Failed(e) if e.reason == "missing"));

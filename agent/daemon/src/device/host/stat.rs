@@ -14,6 +14,9 @@ use crate::cpus::CpuSet;
 /// or RAPL.
 const TICK_NANOS: u64 = 10_000_000;
 
+/// What CPUs spend time on, as `/proc/stat` orders it. Time of guests stands in `user` and `nice` already.
+pub const MODES: [&str; 8] = ["user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"];
+
 /// Cumulative CPU time of one or several CPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CpuTime {
@@ -24,6 +27,13 @@ pub struct CpuTime {
 }
 
 impl CpuTime {
+    /// Busy and idle among the modes. Stolen time is neither: it was somebody else's, on somebody else's
+    /// joules.
+    fn of([user, nice, system, idle, iowait, irq, softirq, _steal]: [u64; MODES.len()]) -> Self {
+        let sum = |parts: &[u64]| parts.iter().fold(0u64, |sum, part| sum.saturating_add(*part));
+        Self { busy_nanos: sum(&[user, nice, system, irq, softirq]), idle_nanos: sum(&[idle, iowait]) }
+    }
+
     /// Time since `earlier`. Idle time may go back by a tick (waits for I/O do): never below zero.
     pub fn since(self, earlier: Self) -> Self {
         Self {
@@ -52,6 +62,8 @@ impl std::iter::Sum for CpuTime {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Stat {
     cpus: BTreeMap<u32, CpuTime>,
+    /// Nanoseconds of all CPUs by [`MODES`].
+    pub modes: [u64; MODES.len()],
     /// When the host was booted, Unix seconds.
     pub boot_unix_seconds: u64,
 }
@@ -76,8 +88,10 @@ impl Stat {
         for line in text.lines() {
             if let Some(seconds) = line.strip_prefix("btime ") {
                 stat.boot_unix_seconds = seconds.trim().parse().unwrap_or(0);
-            } else if let Some((cpu, time)) = line.strip_prefix("cpu").and_then(cpu_line) {
-                stat.cpus.insert(cpu, time);
+            } else if let Some((cpu, modes)) = line.strip_prefix("cpu").and_then(cpu_line) {
+                stat.cpus.insert(cpu, CpuTime::of(modes));
+                let sums = stat.modes.iter_mut().zip(modes);
+                sums.for_each(|(sum, nanos)| *sum = sum.saturating_add(nanos));
             }
         }
         stat
@@ -99,21 +113,17 @@ impl Stat {
     }
 }
 
-/// `N user nice system idle iowait irq softirq steal guest guest_nice`; guests stand in user already,
-/// and stolen time was somebody else's on somebody else's joules.
-fn cpu_line(line: &str) -> Option<(u32, CpuTime)> {
+/// `N user nice system idle iowait irq softirq steal guest guest_nice`, in nanoseconds by [`MODES`]. Older
+/// kernels end earlier.
+fn cpu_line(line: &str) -> Option<(u32, [u64; MODES.len()])> {
     // The sum of all CPUs has a blank in place of a number.
     let (cpu, rest) = line.split_once(' ')?;
     let cpu = cpu.parse().ok()?;
-    let fields = rest.split_ascii_whitespace();
-    let mut ticks = [0u64; 7];
-    for (tick, field) in ticks.iter_mut().zip(fields) {
-        *tick = field.parse().ok()?;
+    let mut nanos = [0u64; MODES.len()];
+    for (nanos, field) in nanos.iter_mut().zip(rest.split_ascii_whitespace()) {
+        *nanos = field.parse::<u64>().ok()?.saturating_mul(TICK_NANOS);
     }
-    let [user, nice, system, idle, iowait, irq, softirq] = ticks.map(|t| t.saturating_mul(TICK_NANOS));
-    let sum = |parts: &[u64]| parts.iter().fold(0u64, |sum, part| sum.saturating_add(*part));
-    let busy_nanos = sum(&[user, nice, system, irq, softirq]);
-    Some((cpu, CpuTime { busy_nanos, idle_nanos: sum(&[idle, iowait]) }))
+    Some((cpu, nanos))
 }
 
 #[cfg(test)]
@@ -132,6 +142,7 @@ mod tests {
         assert_eq!(of("3"), CpuTime { busy_nanos: 200_000_000, idle_nanos: 100_000_000 });
         assert_eq!(of("1-2"), CpuTime::default());
         assert_eq!(stat.host().busy_nanos, 350_000_000);
+        assert_eq!(stat.modes.map(|nanos| nanos / TICK_NANOS), [30, 1, 2, 60, 3, 1, 1, 9]);
     }
 
     #[test]

@@ -3,81 +3,106 @@
 //! Invariant: known by its UUID. A lost GPU keeps its place and its counters; a failed reading is a
 //! failure, never a zero.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use nvml_wrapper::Device;
-use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
+use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use wattmill_protocol::Source;
 
+use super::MAX_GPU_WATTS;
+use super::calls::{Calls, reason};
+use super::ffi::Handle;
+use super::fields::{Fields, Figure};
+use super::figures::Figures;
 use super::integrate::Integrator;
-use super::{GpuReading, reason};
+use super::power::{self, Usage};
+use super::reading::{GpuReading, PcieBytes};
+use super::sentinel::is_figure;
+use super::tally::{PCIE_BYTES, Tally};
+use super::throttle::Throttle;
 use crate::clock;
 use crate::counter::Limits;
-use crate::device::host::Usage;
 use crate::device::{Class, EnergyReading, Epoch, MeterId, Scope};
 
-/// Most watts that a module may draw: several times the largest sold.
-const MAX_GPU_WATTS: f64 = 5_000.0;
 /// Microjoules of a count of NVML's energy counter.
 const MICROJOULES_PER_MILLIJOULE: u64 = 1_000;
-/// From here on an energy counter is a sentinel for "absent", no energy.
-const ENERGY_SENTINEL: u64 = 1 << 62;
 /// Full readings in a row without the energy counter after which the integral of power counts instead. A
 /// few may fail for nothing: the counter then tells of their time too, and nothing is lost.
 const MAX_COUNTER_MISSES: u32 = 5;
-/// Above this a temperature is a sentinel.
-const MAX_CELSIUS: u32 = 200;
 
 pub(super) struct Gpu {
     pub(super) reading: GpuReading,
+    /// What it is asked through, while it answers.
+    attached: Option<Attached>,
+    /// Whether it came or went since that was last asked.
+    moved: bool,
     /// Full readings since the energy counter last told something.
     counter_misses: u32,
     energy: Option<(u64, Duration)>,
     integrator: Integrator,
-    has_power: bool,
+    /// Power of the module that contains it, where there is one.
+    module: Integrator,
+    throttle: Throttle,
+    received: Tally,
+    transmitted: Tally,
 }
 
-/// What a round of calls to a GPU met with.
-struct Calls<'a> {
-    failures: &'a mut Vec<&'static str>,
-    lost: bool,
+/// What lasts from when a GPU is found until it is lost.
+struct Attached {
+    handle: Handle,
+    fields: Fields,
+    usage: Usage,
+    figures: Figures,
 }
 
-impl Calls<'_> {
-    /// The value of a call; what is not supported is absent and no failure.
-    fn take<T>(&mut self, result: Result<T, NvmlError>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(error) if is_unsupported(&error) => None,
-            Err(error) => {
-                self.lost |= is_lost(&error);
-                self.failures.push(reason(&error));
-                None
-            }
-        }
-    }
+/// How often a GPU is read.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    /// Over more than this between two readings no power is assumed.
+    pub(super) max_span: Duration,
+    /// Time between two full readings.
+    pub(super) window: Duration,
 }
 
 impl Gpu {
     pub(super) fn new(uuid: &str) -> Self {
         Self {
-            reading: GpuReading { uuid: uuid.to_owned(), ..GpuReading::default() },
+            reading: GpuReading { uuid: uuid.to_owned(), lost: Some("not_found"), ..GpuReading::default() },
+            attached: None,
+            moved: false,
             // It has told nothing yet.
             counter_misses: MAX_COUNTER_MISSES,
             energy: None,
             integrator: Integrator::default(),
-            has_power: false,
+            module: Integrator::default(),
+            throttle: Throttle::default(),
+            received: Tally::new(PCIE_BYTES),
+            transmitted: Tally::new(PCIE_BYTES),
         }
     }
 
-    /// Takes down what describes the GPU. A restarted driver may number it anew.
-    pub(super) fn describe(&mut self, device: &Device<'_>, driver: &str) {
-        let reading = &mut self.reading;
-        reading.index = device.index().map(|i| i.to_string()).unwrap_or_default();
-        reading.model = device.name().unwrap_or_default();
-        reading.pci = device.pci_info().map(|pci| pci.bus_id).unwrap_or_default();
-        driver.clone_into(&mut reading.driver);
+    /// What the GPU is asked through, while it answers.
+    pub(super) fn handle(&self) -> Option<&Handle> {
+        self.attached.as_ref().map(|attached| &attached.handle)
+    }
+
+    /// Whether it was there and does not answer.
+    pub(super) fn is_lost(&self) -> bool {
+        !self.reading.up && !self.reading.model.is_empty()
+    }
+
+    /// Whether it came or went since that was last asked.
+    pub(super) fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// The library is let go of: the GPU answers, but is to be found anew.
+    pub(super) fn detach(&mut self) {
+        self.moved |= self.attached.take().is_some();
+        self.throttle.forget();
+        self.received.forget();
+        self.transmitted.forget();
     }
 
     /// The GPU cannot be reached at all.
@@ -89,45 +114,112 @@ impl Gpu {
                 "GPU lost: its counters stand still until it is back"
             );
         }
+        self.detach();
         self.integrator.fail();
-        let GpuReading { uuid, index, model, driver, pci, .. } = std::mem::take(&mut self.reading);
-        self.reading = GpuReading { uuid, index, model, driver, pci, ..GpuReading::default() };
+        self.module.fail();
+        let GpuReading { uuid, index, model, driver, pci, throttle_seconds, pcie, .. } =
+            std::mem::take(&mut self.reading);
+        self.reading = GpuReading {
+            uuid,
+            index,
+            model,
+            driver,
+            pci,
+            throttle_seconds,
+            pcie,
+            lost: Some(reason),
+            ..GpuReading::default()
+        };
     }
 
     /// Reads power, and with `full` everything.
     pub(super) fn read(
         &mut self,
-        device: &Device<'_>,
+        (nvml, driver): (&Arc<Nvml>, &str),
         full: bool,
-        max_span: Duration,
+        pace: Pace,
         failures: &mut Vec<&'static str>,
     ) {
-        let mut calls = Calls { failures, lost: false };
+        let mut calls = Calls::new(failures);
+        let attached = match self.attached.take() {
+            Some(attached) => attached,
+            None => match self.attach(nvml, driver, &mut calls) {
+                Ok(attached) => attached,
+                Err(error) => {
+                    calls.fail(&error);
+                    return self.lose(reason(&error));
+                }
+            },
+        };
+        let attached = self.attached.insert(attached);
+        let handle = &attached.handle;
         // Energy first: the integral, where it takes over, begins where the counter has ended, or later.
-        let energy = if full { read_energy(device, &mut calls) } else { None };
-        let power = calls.take(device.power_usage()).filter(|mw| f64::from(*mw) <= MAX_GPU_WATTS * 1e3);
+        let energy = if full { read_energy(handle, &mut calls) } else { None };
+        attached.fields.read(handle, full, &mut calls);
+        let power = power::read(handle, &attached.fields, attached.usage, &mut calls);
         let at = clock::monotonic();
-        let figures = full.then(|| self.read_figures(device, &mut calls));
-        if calls.lost {
-            let reason = calls.failures.last().copied().unwrap_or("lost");
-            self.lose(reason);
-            return;
+        if full {
+            self.throttle.read(handle, &attached.fields, at, pace.window, &mut calls);
+            attached.figures.read(&mut self.reading, (nvml, handle), at, &mut calls);
         }
-        if let Some(milliwatts) = power {
-            self.has_power = true;
-            self.integrator.add(u64::from(milliwatts), at, max_span);
-        } else {
-            self.integrator.fail();
+        if let Some(reason) = calls.lost() {
+            return self.lose(reason);
+        }
+        let fields = &attached.fields;
+        self.received.add(fields.get(Figure::PcieReceive), at);
+        self.transmitted.add(fields.get(Figure::PcieTransmit), at);
+        self.integrator.note(power.to_integrate(), at, pace.max_span);
+        if fields.has(Figure::InstantModule) {
+            self.module.note(fields.get(Figure::InstantModule), at, pace.max_span);
         }
         if full {
+            let recovery = fields.get(Figure::RecoveryAction).and_then(recovery_action);
             self.note_counter(energy);
+            self.note_up();
+            self.reading.power = power.shown();
+            self.reading.recovery_action = recovery;
+            self.reading.throttle_seconds = self.throttle.seconds();
+            let (received, transmitted) = (self.received.total(), self.transmitted.total());
+            self.reading.pcie = PcieBytes { received, transmitted };
         }
-        if let Some(figures) = figures {
-            if !self.reading.up {
-                tracing::info!(gpu = self.reading.uuid, model = self.reading.model, "GPU answers");
-            }
-            self.reading = figures;
+    }
+
+    /// Finds the GPU and takes down what describes it; a restarted driver may number it anew.
+    fn attach(
+        &mut self,
+        nvml: &Arc<Nvml>,
+        driver: &str,
+        calls: &mut Calls<'_>,
+    ) -> Result<Attached, NvmlError> {
+        let handle = Handle::by_uuid(nvml, &self.reading.uuid)?;
+        self.moved = true;
+        self.describe(&handle, driver);
+        let usage = Usage::of(&handle.device());
+        let figures = Figures::of(&handle, nvml, calls);
+        Ok(Attached { handle, fields: Fields::new(nvml.field_id_scheme()), usage, figures })
+    }
+
+    fn describe(&mut self, handle: &Handle, driver: &str) {
+        let (device, reading) = (handle.device(), &mut self.reading);
+        reading.index = device.index().map(|i| i.to_string()).unwrap_or_default();
+        reading.model = device.name().unwrap_or_default();
+        reading.pci = device.pci_info().map(|pci| pci.bus_id).unwrap_or_default();
+        driver.clone_into(&mut reading.driver);
+    }
+
+    /// Its number now: those of others shift when one falls off the bus.
+    pub(super) fn note_index(&mut self, index: u32) {
+        if self.reading.index.parse() != Ok(index) {
+            self.reading.index = index.to_string();
         }
+    }
+
+    fn note_up(&mut self) {
+        if !self.reading.up {
+            tracing::info!(gpu = self.reading.uuid, model = self.reading.model, "GPU answers");
+        }
+        self.reading.up = true;
+        self.reading.lost = None;
     }
 
     fn note_counter(&mut self, energy: Option<(u64, Duration)>) {
@@ -147,37 +239,11 @@ impl Gpu {
         self.counter_misses < MAX_COUNTER_MISSES
     }
 
-    fn read_figures(&self, device: &Device<'_>, calls: &mut Calls<'_>) -> GpuReading {
-        let memory = calls.take(device.memory_info());
-        let processes = calls.take(device.running_compute_processes());
-        GpuReading {
-            up: true,
-            utilization: calls
-                .take(device.utilization_rates())
-                .filter(|u| u.gpu <= 100)
-                .map(|u| f64::from(u.gpu) / 100.0),
-            memory: memory.map(|m| Usage { used_bytes: m.used, size_bytes: m.total }),
-            temperature_celsius: calls
-                .take(device.temperature(TemperatureSensor::Gpu))
-                .filter(|celsius| *celsius <= MAX_CELSIUS)
-                .map(f64::from),
-            sm_clock_hertz: calls
-                .take(device.clock_info(Clock::SM))
-                .filter(|mhz| *mhz < u32::MAX)
-                .map(|mhz| f64::from(mhz) * 1e6),
-            power_limit_watts: calls
-                .take(device.enforced_power_limit())
-                .filter(|mw| f64::from(*mw) <= MAX_GPU_WATTS * 1e3)
-                .map(|mw| f64::from(mw) / 1e3),
-            processes: processes.map(|list| list.iter().map(|p| p.pid).collect()),
-            ..self.reading.clone()
-        }
-    }
-
-    /// Its energy counters as they are known now: the GPU's own and the integrated one.
+    /// Its energy counters as they are known now: the GPU's own, the integrated one, and the module's, which
+    /// contains the GPU and counts for nothing.
     pub(super) fn energy(&self) -> impl Iterator<Item = EnergyReading> {
         let counter = self.energy.map(|(raw, at)| EnergyReading {
-            meter: self.meter(Source::Counter),
+            meter: self.meter(Class::Gpu, Source::Counter),
             scope: Some(Scope::Gpu),
             raw,
             microjoules_per_count: MICROJOULES_PER_MILLIJOULE,
@@ -186,53 +252,43 @@ impl Gpu {
             at,
             unread: 0,
         });
-        let integrated =
-            self.has_power.then(|| self.integrator.last_at()).flatten().map(|at| EnergyReading {
-                meter: self.meter(Source::Integrated),
-                scope: (!self.counter_counts()).then_some(Scope::Gpu),
-                raw: self.integrator.microjoules(),
-                microjoules_per_count: 1,
-                limits: Limits { modulus: None, max_per_second: f64::INFINITY },
-                epoch: Epoch::Process,
-                at,
-                unread: self.integrator.unread(),
-            });
-        counter.into_iter().chain(integrated)
+        let scope = (!self.counter_counts()).then_some(Scope::Gpu);
+        let integrated = self.integrated(Class::Gpu, &self.integrator, scope);
+        let module = self.integrated(Class::Module, &self.module, None);
+        [counter, integrated, module].into_iter().flatten()
     }
 
-    fn meter(&self, source: Source) -> MeterId {
-        MeterId { class: Class::Gpu, device: self.reading.uuid.clone(), source }
+    fn integrated(
+        &self,
+        class: Class,
+        integrator: &Integrator,
+        scope: Option<Scope>,
+    ) -> Option<EnergyReading> {
+        Some(EnergyReading {
+            meter: self.meter(class, Source::Integrated),
+            scope,
+            raw: integrator.microjoules(),
+            microjoules_per_count: 1,
+            limits: Limits { modulus: None, max_per_second: f64::INFINITY },
+            epoch: Epoch::Process,
+            at: integrator.last_at()?,
+            unread: integrator.unread(),
+        })
+    }
+
+    fn meter(&self, class: Class, source: Source) -> MeterId {
+        MeterId { class, device: self.reading.uuid.clone(), source }
     }
 }
 
-fn read_energy(device: &Device<'_>, calls: &mut Calls<'_>) -> Option<(u64, Duration)> {
-    let millijoules = calls.take(device.total_energy_consumption()).filter(|mj| is_energy(*mj))?;
+fn read_energy(handle: &Handle, calls: &mut Calls<'_>) -> Option<(u64, Duration)> {
+    let millijoules = calls.take(handle.device().total_energy_consumption()).filter(|mj| is_figure(*mj))?;
     Some((millijoules, clock::monotonic()))
 }
 
-/// Whether an energy counter shows energy, and no sentinel of 32 or 64 bits.
-pub(super) fn is_energy(millijoules: u64) -> bool {
-    millijoules < ENERGY_SENTINEL && millijoules != u64::from(u32::MAX)
-}
-
-fn is_unsupported(error: &NvmlError) -> bool {
-    matches!(
-        error,
-        NvmlError::NotSupported
-            | NvmlError::FunctionNotFound
-            | NvmlError::FailedToLoadSymbol(_)
-            | NvmlError::NoData
-    )
-}
-
-/// Errors after which none of the GPU's other answers is to be believed.
-pub(super) fn is_lost(error: &NvmlError) -> bool {
-    matches!(
-        error,
-        NvmlError::GpuLost
-            | NvmlError::NotFound
-            | NvmlError::ResetRequired
-            | NvmlError::DriverNotLoaded
-            | NvmlError::Uninitialized
-    )
+/// The value of the `action` label.
+fn recovery_action(action: u64) -> Option<&'static str> {
+    ["none", "gpu_reset", "node_reboot", "drain_p2p", "drain_and_reset"]
+        .get(usize::try_from(action).ok()?)
+        .copied()
 }

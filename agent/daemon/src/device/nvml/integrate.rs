@@ -19,6 +19,14 @@ pub(super) struct Integrator {
 const DOUBLE_MW_NS_PER_MICROJOULE: u128 = 2_000_000;
 
 impl Integrator {
+    /// Takes a reading that may have failed.
+    pub(super) fn note(&mut self, milliwatts: Option<u64>, at: Duration, max_span: Duration) {
+        match milliwatts {
+            Some(milliwatts) => self.add(milliwatts, at, max_span),
+            None => self.fail(),
+        }
+    }
+
     /// Takes a reading of `milliwatts` at the time `at`; over more than `max_span` nothing is assumed.
     pub(super) fn add(&mut self, milliwatts: u64, at: Duration, max_span: Duration) {
         let last = self.last.replace((milliwatts, at));

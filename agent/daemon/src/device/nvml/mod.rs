@@ -1,58 +1,51 @@
 //! NVIDIA GPUs through NVML. With [`super`] the only place that talks to it.
 //!
 //! Invariant: a host without the library is a host without GPUs. GPUs are known by UUID, indices may
-//! shift; one that is lost stays in the readings with `up` false.
+//! shift; one that is lost stays in the readings with `up` false. Power is read at every turn, in one call; what
+//! changes slowly once a window; what does not change once for each loaded driver.
 
+mod calls;
+mod events;
+mod ffi;
+mod fields;
+mod figures;
+mod gpm;
 mod gpu;
 mod integrate;
+mod mig;
+mod power;
+mod reading;
+mod sentinel;
+mod tally;
+mod throttle;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
-use super::host::Usage;
 use super::{Answer, ReadError, Reading};
 use crate::clock;
 use crate::config::{Gpus, Metering};
-use gpu::Gpu;
+use calls::reason;
+pub use events::EventLog;
+use events::{Leaving, Watch};
+use gpu::{Gpu, Pace};
+pub use reading::{GpuEvents, GpuReading, MigInstance, PcieBytes, Power, PowerLimits, Scoped};
 
 /// How often a library that cannot be used is tried again: drivers are installed and reloaded.
 const RETRY: Duration = Duration::from_secs(30);
 /// How often new GPUs are looked for.
 const REDISCOVER: Duration = Duration::from_secs(10);
+/// How often the library is let go of and loaded anew while a GPU is lost: a driver shows one that came back on
+/// the bus only to those that initialise after that.
+const REOPEN: Duration = Duration::from_secs(300);
 /// Power is integrated over this many missed readings at most.
 const MAX_MISSED: u32 = 10;
-
-/// A GPU at one time.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct GpuReading {
-    /// Its identity.
-    pub uuid: String,
-    /// Its number now.
-    pub index: String,
-    /// What it is called.
-    pub model: String,
-    /// Version of the driver.
-    pub driver: String,
-    /// Where it sits.
-    pub pci: String,
-    /// Whether it answers.
-    pub up: bool,
-    /// Share of time in which a kernel ran.
-    pub utilization: Option<f64>,
-    /// Memory.
-    pub memory: Option<Usage>,
-    /// Temperature of the core.
-    pub temperature_celsius: Option<f64>,
-    /// Clock of the multiprocessors.
-    pub sm_clock_hertz: Option<f64>,
-    /// Power limit in force.
-    pub power_limit_watts: Option<f64>,
-    /// Processes that compute on it: others' use is not ours to disturb.
-    pub processes: Option<Vec<u32>>,
-}
+/// Most watts that a module may draw: several times the largest sold.
+const MAX_GPU_WATTS: f64 = 5_000.0;
 
 /// The backend.
 pub struct NvmlBackend {
@@ -60,15 +53,29 @@ pub struct NvmlBackend {
     explicit: bool,
     wanted: Gpus,
     metering: Metering,
-    /// Shut down and unloaded when dropped: a driver that was replaced comes with another library.
-    nvml: Option<Nvml>,
-    driver: String,
+    session: Option<Session>,
     gpus: Vec<Gpu>,
+    /// Lives on when the driver goes.
+    log: EventLog,
+    /// When the library was last tried; `None` where it is due.
     tried_at: Option<Duration>,
+    /// Who may still hold the last library, and since when it was let go of: another initialisation before the
+    /// last one has ended would show what that showed.
+    leaving: Option<(Leaving, Duration)>,
     /// Why the last try came to nothing; `None` where that is normal.
     error: Option<ReadError>,
     discovered_at: Option<Duration>,
     full_window: Option<u128>,
+    reopen_after: Duration,
+}
+
+/// A loaded library.
+struct Session {
+    /// First, so that its thread lets go of the library.
+    watch: Option<Watch>,
+    /// Shut down and unloaded with the last that holds it: a driver that was replaced comes with another library.
+    nvml: Arc<Nvml>,
+    driver: String,
 }
 
 impl NvmlBackend {
@@ -85,35 +92,60 @@ impl NvmlBackend {
             gpus: listed.iter().map(|uuid| Gpu::new(uuid)).collect(),
             wanted,
             metering,
-            nvml: None,
-            driver: String::new(),
+            session: None,
+            log: EventLog::default(),
             tried_at: None,
+            leaving: None,
             error: None,
             discovered_at: None,
             full_window: None,
+            reopen_after: REOPEN,
         }
     }
 
     pub(super) fn read(&mut self, asked: bool) -> Answer {
         let now = clock::monotonic();
-        let due = self.tried_at.is_none_or(|at| now.saturating_sub(at) >= RETRY);
-        if self.nvml.is_none() && due {
+        let since = |at: Duration| now.saturating_sub(at);
+        if self.gpus.iter().any(Gpu::is_lost)
+            && self.tried_at.is_some_and(|at| since(at) >= self.reopen_after)
+        {
+            self.gpus.iter_mut().for_each(Gpu::detach);
+            self.let_go(now);
+        }
+        self.leaving.take_if(|(leaving, at)| leaving.has_ended() || since(*at) >= RETRY);
+        let due = self.leaving.is_none() && self.tried_at.is_none_or(|at| since(at) >= RETRY);
+        if self.session.is_none() && due {
             self.open(now);
         }
-        let Some(nvml) = self.nvml.take() else {
-            // Between two tries it stands as after the last one.
-            return self.error.clone().map_or(Answer::Absent, Answer::Failed);
+        let Some(session) = self.session.take() else {
+            return match &self.error {
+                // Between two tries it stands as after the last one.
+                Some(error) => Answer::Failed(error.clone()),
+                None if self.leaving.is_some() => Answer::Unchanged,
+                None => Answer::Absent,
+            };
         };
         let mut failures = Vec::new();
         if self.discovered_at.is_none_or(|at| now.saturating_sub(at) >= REDISCOVER) {
             self.discovered_at = Some(now);
-            if let Err(error) = self.discover(&nvml, &mut failures) {
-                return Answer::Failed(self.close(nvml, now, &error));
+            if let Err(error) = self.discover(&session.nvml, &mut failures) {
+                self.session = Some(session);
+                return Answer::Failed(self.close(now, &error));
             }
         }
-        self.read_gpus(&nvml, asked, now, &mut failures);
-        self.nvml = Some(nvml);
-        Answer::Reading(self.reading(failures))
+        let full = self.read_gpus(&session, asked, now, &mut failures);
+        self.watch(&session);
+        self.session = Some(session);
+        if full && self.gpus.iter().any(|gpu| gpu.reading.lost.is_some_and(is_of_driver)) {
+            // It is gone or another: that is found out next time.
+            self.discovered_at = None;
+        }
+        if full || !failures.is_empty() {
+            Answer::Reading(self.reading(failures))
+        } else {
+            // Power alone was added up: it is told with the window.
+            Answer::Unchanged
+        }
     }
 
     fn open(&mut self, now: Duration) {
@@ -127,10 +159,11 @@ impl NvmlBackend {
                 self.error = Some(ReadError::new("library", message));
             }
             Ok(nvml) => {
-                self.driver = nvml.sys_driver_version().unwrap_or_default();
-                self.discovered_at = None;
-                tracing::info!(library = %self.library.display(), driver = self.driver, "NVML loaded");
-                self.nvml = Some(nvml);
+                let driver = nvml.sys_driver_version().unwrap_or_default();
+                (self.discovered_at, self.full_window) = (None, None);
+                tracing::info!(library = %self.library.display(), driver, "NVML loaded");
+                let nvml = Arc::new(nvml);
+                self.session = Some(Session { watch: Watch::start(&nvml, &self.log), nvml, driver });
             }
             // No library, no GPUs; unless there were some before.
             Err(NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound)
@@ -140,15 +173,22 @@ impl NvmlBackend {
     }
 
     /// The driver is gone: it is let go of, and everything is found anew once it is back.
-    fn close(&mut self, nvml: Nvml, now: Duration, error: &NvmlError) -> ReadError {
-        drop(nvml);
-        self.tried_at = Some(now);
+    fn close(&mut self, now: Duration, error: &NvmlError) -> ReadError {
         for gpu in &mut self.gpus {
             gpu.lose(reason(error));
         }
+        self.let_go(now);
+        // A driver that was loaded anew wants to be initialised, and is there.
+        self.tried_at = (!matches!(error, NvmlError::Uninitialized)).then_some(now);
         let failure = self.failure(error);
         self.error = Some(failure.clone());
         failure
+    }
+
+    fn let_go(&mut self, now: Duration) {
+        let Some(session) = self.session.take() else { return };
+        self.leaving = session.watch.as_ref().map(|watch| (watch.leaving(), now));
+        self.tried_at = None;
     }
 
     fn failure(&self, error: &NvmlError) -> ReadError {
@@ -168,34 +208,48 @@ impl NvmlBackend {
             if !self.wanted.includes(&uuid) {
                 continue;
             }
-            let known = self.gpus.iter().position(|gpu| gpu.reading.uuid == uuid);
-            let at = known.unwrap_or_else(|| {
-                self.gpus.push(Gpu::new(&uuid));
-                self.gpus.len() - 1
-            });
-            self.gpus[at].describe(&device, &self.driver);
+            match self.gpus.iter_mut().find(|gpu| gpu.reading.uuid == uuid) {
+                Some(gpu) => gpu.note_index(index),
+                None => self.gpus.push(Gpu::new(&uuid)),
+            }
         }
         Ok(())
     }
 
-    fn read_gpus(&mut self, nvml: &Nvml, asked: bool, now: Duration, failures: &mut Vec<&'static str>) {
+    /// Reads the GPUs; whether in full.
+    fn read_gpus(
+        &mut self,
+        session: &Session,
+        asked: bool,
+        now: Duration,
+        failures: &mut Vec<&'static str>,
+    ) -> bool {
         // Power is read at every turn, the rest once a window: each call costs the driver's lock.
         let window = now.as_nanos() / self.metering.interval.as_nanos().max(1);
         let full = asked || self.full_window != Some(window);
         self.full_window = Some(window);
         let max_span = (self.metering.gpu_interval * MAX_MISSED).max(Duration::from_secs(1));
+        let pace = Pace { max_span, window: self.metering.interval };
         for gpu in &mut self.gpus {
             // A lost GPU is asked once a window: each call to it may write to the kernel's log.
             if !gpu.reading.up && !full {
                 continue;
             }
-            match nvml.device_by_uuid(gpu.reading.uuid.as_str()) {
-                Ok(device) => gpu.read(&device, full, max_span, failures),
-                Err(error) => {
-                    failures.push(reason(&error));
-                    gpu.lose(reason(&error));
-                }
+            let was_up = gpu.reading.up;
+            gpu.read((&session.nvml, &session.driver), full, pace, failures);
+            if gpu.reading.up && !was_up {
+                self.log.came_back(&gpu.reading.uuid);
             }
+        }
+        full
+    }
+
+    /// Has the GPUs that answer watched for events, where they are others than before.
+    fn watch(&mut self, session: &Session) {
+        let moved = self.gpus.iter_mut().fold(false, |moved, gpu| gpu.has_moved() | moved);
+        if let Some(watch) = session.watch.as_ref().filter(|_| moved) {
+            let handle = |gpu: &Gpu| Some((gpu.reading.uuid.clone(), gpu.handle()?.clone()));
+            watch.set(self.gpus.iter().filter_map(handle).collect());
         }
     }
 
@@ -203,30 +257,16 @@ impl NvmlBackend {
         Reading {
             energy: self.gpus.iter().flat_map(Gpu::energy).collect(),
             gpus: self.gpus.iter().map(|gpu| gpu.reading.clone()).collect(),
+            gpu_events: self.log.clone(),
             host: None,
             failures,
         }
     }
 }
 
-/// The value of the `reason` label.
-fn reason(error: &NvmlError) -> &'static str {
-    match error {
-        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => "library",
-        NvmlError::DriverNotLoaded => "driver_not_loaded",
-        NvmlError::LibRmVersionMismatch => "version_mismatch",
-        NvmlError::GpuLost => "gpu_lost",
-        NvmlError::ResetRequired => "reset_required",
-        NvmlError::NotFound => "not_found",
-        NvmlError::NoPermission => "permission",
-        NvmlError::Timeout => "timeout",
-        NvmlError::Uninitialized => "uninitialized",
-        NvmlError::InsufficientPower => "insufficient_power",
-        NvmlError::IrqIssue => "irq_issue",
-        NvmlError::OperatingSystem => "operating_system",
-        NvmlError::Unknown => "unknown",
-        _ => "other",
-    }
+/// Whether a GPU is lost because its driver is.
+fn is_of_driver(lost: &str) -> bool {
+    [&NvmlError::DriverNotLoaded, &NvmlError::Uninitialized].into_iter().any(|error| reason(error) == lost)
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl Bench {
             utilization: Some(self.utilization),
             ..GpuReading::default()
         }];
-        let reading = Reading { energy: energies, gpus, host: Some(host.into()), failures: vec![] };
+        let reading = Reading { energy: energies, gpus, host: Some(host.into()), ..Reading::default() };
         vec![View {
             kind: BackendKind::Host,
             present: true,

@@ -1,0 +1,94 @@
+//! A GPU's power: which figure there is, and what it means.
+//!
+//! Invariant: what is integrated is the power at an instant where the GPU tells it; a mean of the last second is
+//! never shown as one.
+
+use nvml_wrapper::Device;
+use nvml_wrapper::enums::device::DeviceArchitecture;
+
+use super::calls::{Calls, is_unsupported};
+use super::ffi::Handle;
+use super::fields::{Fields, Figure};
+use super::reading::{Power, Scoped};
+use super::sentinel::watts;
+
+/// PCI device numbers of GA100 boards (A100, A30, A800), by NVIDIA's allotment of a range to each chip.
+const GA100: std::ops::RangeInclusive<u32> = 0x2080..=0x20ff;
+
+/// What `nvmlDeviceGetPowerUsage` means on a GPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Usage {
+    /// Power at an instant: GA100 and what is older than Ampere.
+    Instant,
+    /// Mean of the last second: Ampere and newer.
+    Average,
+}
+
+impl Usage {
+    /// What it means on `device`.
+    pub(super) fn of(device: &Device<'_>) -> Self {
+        let pci = device.pci_info().map(|pci| pci.pci_device_id >> 16);
+        if pci.is_ok_and(|number| GA100.contains(&number)) {
+            return Self::Instant;
+        }
+        match device.architecture() {
+            Ok(
+                DeviceArchitecture::Kepler
+                | DeviceArchitecture::Maxwell
+                | DeviceArchitecture::Pascal
+                | DeviceArchitecture::Volta
+                | DeviceArchitecture::Turing,
+            ) => Self::Instant,
+            // The call came with the driver that knows Ampere: without it there is none.
+            Err(error) if is_unsupported(&error) => Self::Instant,
+            // What is newer than the wrapper is an error, too.
+            Ok(_) | Err(_) => Self::Average,
+        }
+    }
+}
+
+/// Power of one reading, in milliwatts.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) struct Reading {
+    fields: Power,
+    /// What `nvmlDeviceGetPowerUsage` said, where no field tells the power at an instant.
+    usage: Option<(Usage, u64)>,
+    instant: Option<u64>,
+}
+
+/// Takes power from fields that were read, or from the older call.
+pub(super) fn read(handle: &Handle, fields: &Fields, usage: Usage, calls: &mut Calls<'_>) -> Reading {
+    let scoped = |gpu, module, memory| {
+        let field = |figure| fields.get(figure).and_then(watts);
+        Scoped { gpu: field(gpu), module: field(module), memory: field(memory) }
+    };
+    let instant = scoped(Figure::InstantGpu, Figure::InstantModule, Figure::InstantMemory);
+    let average = scoped(Figure::AverageGpu, Figure::AverageModule, Figure::AverageMemory);
+    let older = if instant.gpu.is_none() { calls.take(handle.device().power_usage()) } else { None };
+    let older = older.map(u64::from).filter(|milliwatts| watts(*milliwatts).is_some());
+    Reading {
+        fields: Power { instant, average },
+        usage: older.map(|milliwatts| (usage, milliwatts)),
+        instant: fields.get(Figure::InstantGpu).filter(|milliwatts| watts(*milliwatts).is_some()),
+    }
+}
+
+impl Reading {
+    /// Milliwatts to integrate. A mean of the last second integrates to the same energy, half a second late.
+    pub(super) fn to_integrate(self) -> Option<u64> {
+        self.instant.or(self.usage.map(|(_, milliwatts)| milliwatts))
+    }
+
+    /// Watts to show, the older call's by what it means.
+    pub(super) fn shown(self) -> Power {
+        let mut shown = self.fields;
+        if let Some((usage, milliwatts)) = self.usage {
+            let place = match usage {
+                Usage::Instant => &mut shown.instant.gpu,
+                Usage::Average => &mut shown.average.gpu,
+            };
+            *place = place.or(watts(milliwatts));
+        }
+        shown
+    }
+}

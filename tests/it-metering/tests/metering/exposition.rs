@@ -11,9 +11,9 @@ use wattmill_it_metering::metrics::{Metrics, Series};
 use wattmill_it_metering::process::Agent;
 use wattmill_it_metering::{http, tools};
 
-/// Families whose series depend on this machine's disks, interfaces and mounts.
-const OF_THIS_MACHINE: [&str; 3] =
-    ["wattmill_host_disk_", "wattmill_host_network_", "wattmill_host_filesystem_"];
+/// Families whose series depend on this machine's disks, interfaces, mounts and kernel.
+const OF_THIS_MACHINE: [&str; 4] =
+    ["wattmill_host_disk_", "wattmill_host_network_", "wattmill_host_filesystem_", "wattmill_host_pressure_"];
 /// Labels whose values do.
 const MASKED: [&str; 4] = ["node", "cpu_model", "numerics", "version"];
 

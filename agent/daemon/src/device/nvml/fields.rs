@@ -18,12 +18,12 @@ use super::ffi::{self, Handle};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Figure {
     InstantGpu,
+    AverageGpu,
     InstantModule,
     PcieTransmit,
     PcieReceive,
     // From here on only once a window.
     InstantMemory,
-    AverageGpu,
     AverageModule,
     AverageMemory,
     SwPowerCap,
@@ -37,11 +37,11 @@ pub(super) enum Figure {
 /// Each figure, those of every reading first, with its field and scope by the numbers of before 580.82.
 const ASKED: [(Figure, u32, u32); 14] = [
     (Figure::InstantGpu, id::NVML_FI_DEV_POWER_INSTANT, GPU),
+    (Figure::AverageGpu, id::NVML_FI_DEV_POWER_AVERAGE, GPU),
     (Figure::InstantModule, id::NVML_FI_DEV_POWER_INSTANT, MODULE),
     (Figure::PcieTransmit, id::NVML_FI_DEV_PCIE_COUNT_TX_BYTES, 0),
     (Figure::PcieReceive, id::NVML_FI_DEV_PCIE_COUNT_RX_BYTES, 0),
     (Figure::InstantMemory, id::NVML_FI_DEV_POWER_INSTANT, MEMORY),
-    (Figure::AverageGpu, id::NVML_FI_DEV_POWER_AVERAGE, GPU),
     (Figure::AverageModule, id::NVML_FI_DEV_POWER_AVERAGE, MODULE),
     (Figure::AverageMemory, id::NVML_FI_DEV_POWER_AVERAGE, MEMORY),
     (Figure::SwPowerCap, id::NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP, 0),
@@ -53,7 +53,7 @@ const ASKED: [(Figure, u32, u32); 14] = [
 ];
 
 /// Figures of every reading: power, to integrate it; bytes, because they wrap.
-const EVERY_TIME: usize = 4;
+const EVERY_TIME: usize = 5;
 
 /// What 580.82 added to the numbers 251 to 255, and in other headers stays as it was.
 const MOVED_BY: u32 = 18;

@@ -1,7 +1,7 @@
 //! A GPU's power: which figure there is, and what it means.
 //!
-//! Invariant: what is integrated is the power at an instant where the GPU tells it; a mean of the last second is
-//! never shown as one.
+//! Invariant: what is integrated is the mean of the last second where the GPU tells it; it is never shown as
+//! power at an instant.
 
 use nvml_wrapper::Device;
 use nvml_wrapper::enums::device::DeviceArchitecture;
@@ -53,6 +53,7 @@ pub(super) struct Reading {
     fields: Power,
     /// What `nvmlDeviceGetPowerUsage` said, where no field tells the power at an instant.
     usage: Option<(Usage, u64)>,
+    average: Option<u64>,
     instant: Option<u64>,
 }
 
@@ -66,17 +67,21 @@ pub(super) fn read(handle: &Handle, fields: &Fields, usage: Usage, calls: &mut C
     let average = scoped(Figure::AverageGpu, Figure::AverageModule, Figure::AverageMemory);
     let older = if instant.gpu.is_none() { calls.take(handle.device().power_usage()) } else { None };
     let older = older.map(u64::from).filter(|milliwatts| watts(*milliwatts).is_some());
+    let milliwatts = |figure| fields.get(figure).filter(|milliwatts| watts(*milliwatts).is_some());
     Reading {
         fields: Power { instant, average },
         usage: older.map(|milliwatts| (usage, milliwatts)),
-        instant: fields.get(Figure::InstantGpu).filter(|milliwatts| watts(*milliwatts).is_some()),
+        average: milliwatts(Figure::AverageGpu),
+        instant: milliwatts(Figure::InstantGpu),
     }
 }
 
 impl Reading {
-    /// Milliwatts to integrate. A mean of the last second integrates to the same energy, half a second late.
+    /// Milliwatts to integrate. Means of a second miss nothing between two readings, and integrate to the true
+    /// energy half a second late; instants ten times a second miss what is faster than they are: 0.6 % over
+    /// 12 s of square waves of 0.37 and 1.3 s (`tests/it-metering`), where means are within 0.1 %.
     pub(super) fn to_integrate(self) -> Option<u64> {
-        self.instant.or(self.usage.map(|(_, milliwatts)| milliwatts))
+        self.average.or(self.usage.map(|(_, milliwatts)| milliwatts)).or(self.instant)
     }
 
     /// Watts to show, the older call's by what it means.

@@ -32,7 +32,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 const LOCK_WITHIN: Duration = Duration::from_secs(3);
 /// Pause between two looks at the lock: the lock of a file cannot be waited for with a deadline.
 const LOCK_POLL: Duration = Duration::from_millis(20);
-/// Shortest work whose rate is believed: clocks tick in nanoseconds, but reading them takes some.
+/// Shortest work whose rate is believed: clocks tick in nanoseconds, but reading them takes some. Shards that are
+/// shorter are taken together.
 const MIN_WORK: Duration = Duration::from_millis(1);
 
 /// A device's peak.
@@ -44,6 +45,8 @@ pub(super) struct Peak {
     /// When the next burst may begin.
     next: Instant,
     pause: Duration,
+    /// What was worked in which time since a rate was last taken: less than [`MIN_WORK`].
+    short: (u64, Duration),
 }
 
 /// The right to probe: no other agent of this host does as long as it lives.
@@ -98,7 +101,7 @@ impl Peak {
     }
 
     fn new(path: PathBuf, lock: PathBuf, kept: Kept) -> Self {
-        Self { path, lock, kept, next: Instant::now() + PAUSE, pause: PAUSE }
+        Self { path, lock, kept, next: Instant::now() + PAUSE, pause: PAUSE, short: (0, Duration::ZERO) }
     }
 
     /// FLOP/s, and of which numbers.
@@ -133,9 +136,16 @@ impl Peak {
         raised
     }
 
-    /// A shard's work took so long. Returns whether it raised the peak.
+    /// A shard's work took so long. Returns whether it raised the peak; of shorter shards than a clock can tell,
+    /// the last of several does.
     pub(super) fn worked(&mut self, flops: u64, time: Duration) -> bool {
-        let raised = time >= MIN_WORK && self.raise(flops as f64 / time.as_secs_f64(), "a shard");
+        let (flops, time) = (self.short.0.saturating_add(flops), self.short.1.saturating_add(time));
+        if time < MIN_WORK {
+            self.short = (flops, time);
+            return false;
+        }
+        self.short = (0, Duration::ZERO);
+        let raised = self.raise(flops as f64 / time.as_secs_f64(), "shards");
         if raised {
             self.save();
         }
@@ -221,7 +231,7 @@ mod tests {
         let mut peak = peak(folder.path());
         let second = Duration::from_secs(1);
         assert!(!peak.worked(500_000_000, second), "slower work says nothing");
-        assert!(!peak.worked(0, Duration::ZERO) && !peak.worked(u64::MAX, Duration::from_nanos(10)));
+        assert!(!peak.worked(0, Duration::ZERO));
         assert!(peak.worked(2_000_000_000, second));
         assert_eq!(peak.figure(), (2e9, "f32"));
         assert!(!peak.end_burst(1.5e9), "never lowered");
@@ -231,6 +241,19 @@ mod tests {
         assert_eq!(load(&peak.path, &device("0-2")), None, "of other CPUs");
         fs::write(&peak.path, "{\"flops_per_second\":").unwrap();
         assert_eq!(load(&peak.path, &device("0-1")), None);
+    }
+
+    #[test]
+    fn shards_of_less_than_a_millisecond_raise_the_peak_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut peak = peak(folder.path());
+        let short = Duration::from_micros(250);
+        for round in 1..=2 {
+            let flops = round * 1_000_000;
+            assert!((0..3).all(|_| !peak.worked(flops, short)), "too short to be believed");
+            assert!(peak.worked(flops, short));
+            assert_eq!(peak.figure().0, flops as f64 / 250e-6);
+        }
     }
 
     #[tokio::test]

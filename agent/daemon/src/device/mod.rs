@@ -213,6 +213,14 @@ impl Backend {
         }
     }
 
+    /// How often it wants to be read; `interval` is the shortest that the configuration allows it.
+    fn pace(&self, interval: Duration) -> Duration {
+        match self {
+            Self::Nvml(nvml) => nvml.pace(interval),
+            _ => interval,
+        }
+    }
+
     /// Reads it; may take as long as the device does. `asked` when somebody wants it ahead of the schedule.
     pub fn read(&mut self, asked: bool) -> Answer {
         match self {

@@ -5,6 +5,7 @@
 //! accumulated here but what only the backend can see (power integrated between windows, modelled energy).
 
 pub mod estimate;
+pub mod file;
 pub mod host;
 pub mod nvml;
 pub mod rapl;

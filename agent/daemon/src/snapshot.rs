@@ -21,6 +21,7 @@ use crate::device::nvml::GpuReading;
 use crate::device::{BackendKind, Class, MeterId, Scope};
 use crate::identity::Identity;
 use crate::ledger::Consumer;
+use crate::meter::OwnCost;
 
 /// Precision of the useful FLOPs: what the kernel computes in.
 pub const PRECISION: &str = "f32";
@@ -123,6 +124,8 @@ pub struct Snapshot {
     pub ledger_errors: BTreeMap<&'static str, u64>,
     /// Telemetry that waits.
     pub spool: SpoolFigures,
+    /// What the agent itself costs.
+    pub own: OwnCost,
 }
 
 /// Tells every value of a snapshot, in the catalogue's terms: the metric, a value for each of its labels, its value.
@@ -242,6 +245,10 @@ fn agent(points: &mut Points<'_>, snapshot: &Snapshot) {
     }
     points.add(&cat::AGENT_SPOOL_FRAMES, &[], snapshot.spool.frames as f64);
     points.add(&cat::AGENT_SPOOL_DROPPED, &[], snapshot.spool.dropped as f64);
+    let OwnCost { cpu_nanos, resident_bytes, power_watts } = snapshot.own;
+    points.add_some(&cat::AGENT_CPU_SECONDS, &[], cpu_nanos.map(|nanos| nanos as f64 / 1e9));
+    points.add_some(&cat::AGENT_RESIDENT_MEMORY, &[], resident_bytes.map(|bytes| bytes as f64));
+    points.add_some(&cat::AGENT_POWER_WATTS, &[], power_watts);
     points.add(&cat::AGENT_BUILD_INFO, &[crate::VERSION], 1.0);
 }
 
@@ -310,6 +317,11 @@ pub(crate) mod tests {
             gaps: BTreeMap::from([(("package-0".to_owned(), GapReason::Reset), 2)]),
             ledger_errors: BTreeMap::new(),
             spool: SpoolFigures { frames: 4, dropped: 0 },
+            own: OwnCost {
+                cpu_nanos: Some(1_500_000_000),
+                resident_bytes: Some(9 << 20),
+                power_watts: Some(0.125),
+            },
         }
     }
 

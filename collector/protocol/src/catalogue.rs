@@ -881,6 +881,39 @@ pub static AGENT_LEDGER_ERRORS: Metric = Metric {
     }),
 };
 
+/// CPU time that the agent itself has used, its worker not included.
+pub static AGENT_CPU_SECONDS: Metric = Metric {
+    name: "wattmill_agent_cpu_seconds_total",
+    kind: Kind::Counter,
+    unit: "s",
+    labels: &[],
+    help: "CPU time that the agent itself has used, its worker not included.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp { name: "process.cpu.time", unit: "s", fixed: &[], attributes: &[] }),
+};
+
+/// Resident memory of the agent itself, pages that it shares with other programs included.
+pub static AGENT_RESIDENT_MEMORY: Metric = Metric {
+    name: "wattmill_agent_resident_memory_bytes",
+    kind: Kind::Gauge,
+    unit: "By",
+    labels: &[],
+    help: "Resident memory of the agent itself, pages that it shares with other programs included.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp { name: "process.memory.usage", unit: "By", fixed: &[], attributes: &[] }),
+};
+
+/// Estimated power of the agent itself: its share, by CPU time, of what the node's CPUs and memory drew over the last window. They contain it: never sum.
+pub static AGENT_POWER_WATTS: Metric = Metric {
+    name: "wattmill_agent_power_watts",
+    kind: Kind::Gauge,
+    unit: "W",
+    labels: &[],
+    help: "Estimated power of the agent itself: its share, by CPU time, of what the node's CPUs and memory drew over the last window. They contain it: never sum.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp { name: "wattmill.agent.power", unit: "W", fixed: &[], attributes: &[] }),
+};
+
 /// Version of the agent; always 1.
 pub static AGENT_BUILD_INFO: Metric = Metric {
     name: "wattmill_agent_build_info",
@@ -1290,6 +1323,9 @@ pub static ALL: &[&Metric] = &[
     &AGENT_SPOOL_FRAMES,
     &AGENT_SPOOL_DROPPED,
     &AGENT_LEDGER_ERRORS,
+    &AGENT_CPU_SECONDS,
+    &AGENT_RESIDENT_MEMORY,
+    &AGENT_POWER_WATTS,
     &AGENT_BUILD_INFO,
     &CLUSTER_MFU,
     &CLUSTER_DEVICE_UTILIZATION,

@@ -253,6 +253,12 @@ impl Core {
         }
     }
 
+    /// What the node's CPUs and memory drew in the last window, whoever says so; `None` where nobody does.
+    pub(super) fn cpu_watts(&self) -> Option<f64> {
+        let scopes = self.powers.scopes.iter().filter(|((scope, _), _)| scope.is_host());
+        scopes.map(|(_, watts)| *watts).reduce(|sum, watts| sum + watts)
+    }
+
     /// (Integrated - counter) / counter over the last minute, by GPU.
     pub(super) fn divergence(&self) -> BTreeMap<String, f64> {
         let ratio = |ring: &VecDeque<Compared>| {

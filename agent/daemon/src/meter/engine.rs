@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::core::Window;
-use super::{Recorder, Shared, State};
+use super::{OwnCost, OwnMeter, Recorder, Shared, State};
 use crate::clock;
 use crate::config::Gpus;
 use crate::device::Class;
@@ -50,6 +50,9 @@ pub(super) struct Engine {
     /// GPUs of this node; none where they are turned off.
     pub(super) wanted: Gpus,
     pub(super) interval: Duration,
+    pub(super) own: OwnMeter,
+    /// CPUs of this node.
+    pub(super) cpu_count: usize,
     pub(super) recorder: Option<Recorder>,
     pub(super) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(super) closed_at: Duration,
@@ -127,7 +130,9 @@ impl Engine {
             state.durable_sequence = ledger.last_sequence;
         }
         // From what was written: what came in since must not show before it is.
-        let snapshot = self.snapshot(&state, &ledger, &views, unix_nanos);
+        let cpu_watts = state.core.cpu_watts();
+        let own = self.own.read(elapsed, self.cpu_count, cpu_watts);
+        let snapshot = self.snapshot(&state, &ledger, &views, unix_nanos, own);
         let durable = state.durable_sequence;
         drop(state);
         if let Some(record) = &mut self.recorder {
@@ -157,7 +162,14 @@ impl Engine {
         }
     }
 
-    fn snapshot(&self, state: &State, ledger: &Ledger, views: &[View], unix_nanos: u64) -> Snapshot {
+    fn snapshot(
+        &self,
+        state: &State,
+        ledger: &Ledger,
+        views: &[View],
+        unix_nanos: u64,
+        own: OwnCost,
+    ) -> Snapshot {
         let core = &state.core;
         let meters = ledger.meters.iter().map(|(meter, entry)| {
             let watts = core.powers.meters.get(meter).copied();
@@ -194,6 +206,7 @@ impl Engine {
             gaps: ledger.gaps.clone(),
             ledger_errors: self.ledger_errors.clone(),
             spool: self.shared.spool.figures(),
+            own,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod core;
 mod engine;
+mod own;
 mod shards;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ use engine::{Command, Engine};
 
 /// Commands that wait for the engine: one flush or stop at a time is the rule.
 const COMMANDS: usize = 16;
+pub use own::OwnCost;
+use own::OwnMeter;
 pub use shards::RunningShard;
 
 /// What is called with each snapshot, on the thread that closes windows, after its ledger was written.
@@ -128,6 +131,8 @@ impl Meter {
             // With NVML turned off no GPU is this node's.
             wanted: config.nvml_library.as_ref().map_or(Gpus::Listed(Vec::new()), |_| config.gpus.clone()),
             interval: config.metering.interval,
+            own: OwnMeter::new(&config.procfs_root),
+            cpu_count: config.cpus.len(),
             recorder,
             snapshots,
             closed_at: now,
@@ -295,6 +300,7 @@ fn empty_snapshot(ledger: &Ledger, node: &Arc<NodeFacts>) -> Snapshot {
         gaps: ledger.gaps.clone(),
         ledger_errors: BTreeMap::new(),
         spool: SpoolFigures::default(),
+        own: OwnCost::default(),
     }
 }
 

@@ -95,4 +95,6 @@ fn log(format: LogFormat) {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
+    // What libraries trace by `log` shows whole requests, passwords included (ureq): never logged.
+    log::set_max_level(log::max_level().min(log::LevelFilter::Debug));
 }

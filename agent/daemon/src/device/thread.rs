@@ -13,6 +13,9 @@ use crate::clock;
 /// Least time that a reading may take before the backend counts as hung.
 const MIN_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How often a backend is asked again that has nothing to read on this host, at most.
+const ABSENT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What is known of a backend now.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -127,8 +130,16 @@ impl BackendThread {
         }
     }
 
-    /// Asks for a reading ahead of the schedule.
+    /// Whether a window waits for its readings.
+    pub fn is_of_windows(&self) -> bool {
+        self.kind.is_of_windows()
+    }
+
+    /// Asks for a reading ahead of the schedule; one whose schedule is a bound is not asked.
     pub fn ask(&self) {
+        if !self.is_of_windows() {
+            return;
+        }
         self.slot.lock().asked = true;
         self.slot.changed.notify_all();
     }
@@ -155,8 +166,9 @@ fn run(mut backend: Backend, interval: Duration, slot: &Slot) {
         let began = clock::monotonic();
         slot.lock().reading_since = Some(began);
         let answer = backend.read(asked);
+        let pause = if answer == Answer::Absent { interval.max(ABSENT_INTERVAL) } else { interval };
         finish(slot, backend.kind(), began, answer);
-        match wait_for_turn(slot, next_tick(clock::monotonic(), interval)) {
+        match wait_for_turn(slot, next_tick(clock::monotonic(), pause)) {
             Turn::Due => asked = false,
             Turn::Asked => asked = true,
             Turn::Stop => return,

@@ -11,10 +11,8 @@ mod fields;
 mod figures;
 mod gpm;
 mod gpu;
-mod integrate;
 mod mig;
 mod power;
-mod reading;
 mod sentinel;
 mod tally;
 mod throttle;
@@ -33,7 +31,6 @@ use calls::reason;
 pub use events::EventLog;
 use events::{Leaving, Watch};
 use gpu::{Gpu, Pace};
-pub use reading::{GpuEvents, GpuReading, MigInstance, PcieBytes, Power, PowerLimits, Scoped};
 
 /// How often a library that cannot be used is tried again: drivers are installed and reloaded.
 const RETRY: Duration = Duration::from_secs(30);
@@ -44,8 +41,6 @@ const REDISCOVER: Duration = Duration::from_secs(10);
 const REOPEN: Duration = Duration::from_secs(300);
 /// Power is integrated over this many missed readings at most.
 const MAX_MISSED: u32 = 10;
-/// Most watts that a module may draw: several times the largest sold.
-const MAX_GPU_WATTS: f64 = 5_000.0;
 
 /// The backend.
 pub struct NvmlBackend {
@@ -258,8 +253,8 @@ impl NvmlBackend {
             energy: self.gpus.iter().flat_map(Gpu::energy).collect(),
             gpus: self.gpus.iter().map(|gpu| gpu.reading.clone()).collect(),
             gpu_events: self.log.clone(),
-            host: None,
             failures,
+            ..Reading::default()
         }
     }
 }

@@ -30,7 +30,7 @@ impl Dcmi {
         Self { config: config.clone(), sensor: Sensor::new(SensorId::new("dcmi", "system")) }
     }
 
-    pub(super) fn read(&mut self) -> Answer {
+    pub(crate) fn read(&mut self) -> Answer {
         let began = clock::monotonic();
         let watts = self.ask();
         // It was asked for and answered between the two.

@@ -65,7 +65,7 @@ impl HwmonGpus {
         &self.passed
     }
 
-    pub(in crate::device) fn read(&mut self, asked: bool) -> Answer {
+    pub(crate) fn read(&mut self, asked: bool) -> Answer {
         self.read_at(asked, &clock::monotonic)
     }
 

@@ -98,7 +98,7 @@ impl NvmlBackend {
         }
     }
 
-    pub(super) fn read(&mut self, asked: bool) -> Answer {
+    pub(crate) fn read(&mut self, asked: bool) -> Answer {
         let now = clock::monotonic();
         let since = |at: Duration| now.saturating_sub(at);
         if self.gpus.iter().any(Gpu::is_lost)

@@ -92,7 +92,7 @@ impl Redfish {
         config.account.as_ref().is_some_and(|account| client::is_public(&account.password_file))
     }
 
-    pub(super) fn read(&mut self) -> Answer {
+    pub(crate) fn read(&mut self) -> Answer {
         let now = clock::monotonic();
         match self.read_all(now) {
             Ok(failures) => Answer::Reading(Reading {

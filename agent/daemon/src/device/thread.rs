@@ -340,6 +340,20 @@ mod tests {
         assert_eq!(view.errors["gpu_lost"], 1, "a failure counts once");
     }
 
+    /// A BMC is asked as often as its schedule says, however often windows are closed early.
+    #[test]
+    fn a_backend_whose_schedule_is_a_bound_is_not_asked_ahead_of_it() {
+        for (kind, asked) in [(BackendKind::Nvml, true), (BackendKind::Redfish, false)] {
+            let (sender, receiver) = mpsc::channel::<Answer>();
+            let answer = Box::new(move || receiver.recv().unwrap());
+            let thread = BackendThread::start(Backend::Scripted(kind, answer), HOUR).unwrap();
+            sender.send(Answer::Unchanged).unwrap();
+            wait_until(&thread, |view| view.up);
+            thread.ask();
+            assert_eq!((thread.is_of_windows(), thread.slot.lock().asked), (asked, asked), "{kind:?}");
+        }
+    }
+
     #[test]
     fn a_panic_is_a_backend_gone() {
         let (thread, answers) = scripted(HOUR);

@@ -243,13 +243,13 @@ pub static GPU_POWER_INSTANT: Metric = Metric {
     }),
 };
 
-/// Mean power of the last second, by the driver. A module contains its GPU, a GPU its memory: never sum scopes.
+/// Mean power over a time that the driver chooses, NVIDIA's the last second. A module contains its GPU, a GPU its memory: never sum scopes.
 pub static GPU_POWER_AVERAGE: Metric = Metric {
     name: "wattmill_gpu_power_average_watts",
     kind: Kind::Gauge,
     unit: "W",
     labels: &["uuid", "scope"],
-    help: "Mean power of the last second, by the driver. A module contains its GPU, a GPU its memory: never sum scopes.",
+    help: "Mean power over a time that the driver chooses, NVIDIA's the last second. A module contains its GPU, a GPU its memory: never sum scopes.",
     exporter: Exporter::Agent,
     otlp: Some(Otlp {
         name: "wattmill.gpu.power.average",

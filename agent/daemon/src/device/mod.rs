@@ -7,6 +7,7 @@
 mod command;
 pub mod dcmi;
 pub mod estimate;
+pub mod file;
 pub mod gpu;
 pub mod host;
 pub mod hwmon;
@@ -254,6 +255,15 @@ impl Backend {
             Self::Host(_) => BackendKind::Host,
             #[cfg(test)]
             Self::Scripted(kind, _) => *kind,
+        }
+    }
+
+    /// How often it wants to be read; `interval` is the shortest that the configuration allows it.
+    fn pace(&self, interval: Duration) -> Duration {
+        match self {
+            Self::Nvml(nvml) => nvml.pace(interval),
+            Self::HwmonGpus(gpus) => gpus.pace(interval),
+            _ => interval,
         }
     }
 

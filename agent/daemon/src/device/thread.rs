@@ -13,9 +13,6 @@ use crate::clock;
 /// Least time that a reading may take before the backend counts as hung.
 const MIN_DEADLINE: Duration = Duration::from_secs(1);
 
-/// How often a backend is asked again that has nothing to read on this host, at most.
-const ABSENT_INTERVAL: Duration = Duration::from_secs(1);
-
 /// What is known of a backend now.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -166,9 +163,8 @@ fn run(mut backend: Backend, interval: Duration, slot: &Slot) {
         let began = clock::monotonic();
         slot.lock().reading_since = Some(began);
         let answer = backend.read(asked);
-        let pause = if answer == Answer::Absent { interval.max(ABSENT_INTERVAL) } else { interval };
         finish(slot, backend.kind(), began, answer);
-        match wait_for_turn(slot, next_tick(clock::monotonic(), pause)) {
+        match wait_for_turn(slot, next_tick(clock::monotonic(), backend.pace(interval))) {
             Turn::Due => asked = false,
             Turn::Asked => asked = true,
             Turn::Stop => return,

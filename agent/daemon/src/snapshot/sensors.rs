@@ -11,7 +11,7 @@ use super::{Points, Snapshot, joules};
 use crate::device::Class;
 use crate::device::sensor::SensorId;
 
-pub(super) fn add(points: &mut Points, snapshot: &Snapshot) {
+pub(super) fn add(points: &mut Points<'_>, snapshot: &Snapshot) {
     let said = snapshot.sensors.iter().filter_map(|sensor| Some((sensor.id.clone(), sensor.watts?)));
     let mut watts: BTreeMap<SensorId, f64> = said.collect();
     for (meter, sum) in snapshot.meters.iter().filter(|(meter, _)| meter.class == Class::Sensor) {

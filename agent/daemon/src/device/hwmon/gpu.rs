@@ -153,6 +153,12 @@ impl Gpu {
         self.counter_misses < MAX_COUNTER_MISSES
     }
 
+    /// Whether its energy is known by its power alone.
+    pub(super) fn hangs_on_power(&self) -> bool {
+        let has_power = self.card.as_ref().is_some_and(|card| card.driver == Driver::Amdgpu);
+        has_power && !self.counter_counts()
+    }
+
     /// Its energy as it is known now: the GPU's own counter, and the integral of its power. What is a package's
     /// counts for nothing: RAPL meters that, or the estimate stands for it.
     pub(super) fn energy(&self) -> impl Iterator<Item = EnergyReading> {

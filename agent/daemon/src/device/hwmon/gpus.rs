@@ -65,6 +65,15 @@ impl HwmonGpus {
         &self.passed
     }
 
+    /// `interval`, while a GPU's energy has to be added up from its power; else once a window.
+    pub(in crate::device) fn pace(&self, interval: Duration) -> Duration {
+        if self.gpus.iter().any(Gpu::hangs_on_power) {
+            interval
+        } else {
+            interval.max(self.metering.interval)
+        }
+    }
+
     pub(crate) fn read(&mut self, asked: bool) -> Answer {
         self.read_at(asked, &clock::monotonic)
     }
@@ -81,8 +90,11 @@ impl HwmonGpus {
             self.look();
         }
         let mut failures = Vec::new();
-        let max_span = (self.metering.gpu_interval * MAX_MISSED).max(Duration::from_secs(1));
+        let often = (self.metering.gpu_interval * MAX_MISSED).max(Duration::from_secs(1));
+        // One that is missed, at most.
+        let seldom = self.metering.interval.saturating_mul(5) / 2;
         for gpu in self.gpus.iter_mut().filter(|gpu| full || gpu.reading.up) {
+            let max_span = if gpu.hangs_on_power() { often } else { often.max(seldom) };
             gpu.read(full, max_span, clock, &mut failures);
         }
         match &self.error {

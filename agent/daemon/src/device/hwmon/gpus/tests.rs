@@ -484,6 +484,29 @@ proptest! {
     }
 }
 
+#[test]
+fn power_is_read_as_often_as_energy_hangs_on_it() {
+    let often = METERING.gpu_interval;
+    let none = Tree::new();
+    let intel = Tree::new();
+    xe(&intel, "card0", "5");
+    let amd = Tree::new();
+    mi210(&amd, "card0", SLOT, "", "100000000");
+    let counts = Tree::new();
+    mi210(&counts, "card0", SLOT, "", "100000000");
+    counts.set("card0", "gpu_metrics", table(1, 4, 24, 1 << 20));
+    for (name, tree, pace) in [
+        ("no GPU", &none, METERING.interval),
+        ("a counter alone", &intel, METERING.interval),
+        ("power alone", &amd, often),
+        ("a counter beside power", &counts, METERING.interval),
+    ] {
+        let mut gpus = tree.gpus(Gpus::All);
+        let _ = gpus.read_at(true, &|| Duration::ZERO);
+        assert_eq!(gpus.pace(often), pace, "{name}");
+    }
+}
+
 /// The tree itself need not be there.
 #[test]
 fn a_host_without_drm_is_normal() {

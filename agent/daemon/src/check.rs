@@ -2,6 +2,8 @@
 //!
 //! Invariant: it looks and changes nothing, and may run beside an agent.
 
+mod meters;
+
 use std::fmt::Write;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
@@ -15,7 +17,7 @@ use crate::config::Config;
 use crate::device::estimate::Model;
 use crate::device::nvml::NvmlBackend;
 use crate::device::rapl::{self, Zone};
-use crate::device::{Answer, Backend, Scope};
+use crate::device::{Answer, Scope};
 
 /// How long a device or a peer may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -58,6 +60,10 @@ pub fn run(config: &Config) -> Vec<Finding> {
     findings.push(rapl(&zones, rapl_error));
     findings.push(estimate(config, &zones));
     findings.push(nvml(config));
+    findings.push(meters::hwmon_gpus(config));
+    findings.push(meters::board(config));
+    findings.push(meters::dcmi(config));
+    findings.push(meters::redfish(config));
     findings.push(listen(config));
     findings.push(collector(config));
     findings.push(worker(config));
@@ -158,8 +164,9 @@ fn nvml(config: &Config) -> Finding {
         return Finding::new("nvml", Status::Absent, "turned off by nvml_library = \"\"", "");
     };
     let name = library.display().to_string();
-    let backend = NvmlBackend::new(&library, config.nvml_explicit, config.gpus.clone(), config.metering);
-    match answer_in_time(Backend::Nvml(Box::new(backend))) {
+    let wanted = config.wanted_gpus().nvml;
+    let mut backend = NvmlBackend::new(&library, config.nvml_explicit, wanted, config.metering);
+    match in_time(PATIENCE, move || backend.read(true)) {
         None => {
             let detail = format!("{name} does not answer within {} s", PATIENCE.as_secs());
             Finding::new(
@@ -198,14 +205,14 @@ fn nvml(config: &Config) -> Finding {
     }
 }
 
-/// A backend's answer; a thread that hangs is left behind.
-fn answer_in_time(mut backend: Backend) -> Option<Answer> {
+/// What comes of `look` within `patience`; a thread that hangs is left behind.
+fn in_time<T: Send + 'static>(patience: Duration, look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
         // Nobody listens any more after the time is up.
-        let _ = sender.send(backend.read(true));
+        let _ = sender.send(look());
     });
-    receiver.recv_timeout(PATIENCE).ok()
+    receiver.recv_timeout(patience).ok()
 }
 
 fn listen(config: &Config) -> Finding {

@@ -95,6 +95,8 @@ fn log(format: LogFormat) {
         LogFormat::Text => log.with(lines).init(),
         LogFormat::Json => log.with(lines.json().flatten_event(true)).init(),
     }
+    // What libraries trace by `log` shows whole requests, passwords included (ureq): never logged.
+    log::set_max_level(log::max_level().min(log::LevelFilter::Debug));
 }
 
 fn filter() -> Targets {

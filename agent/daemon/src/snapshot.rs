@@ -5,6 +5,7 @@
 //! written, so that a power cut takes none back either.
 
 mod gpus;
+mod sensors;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use wattmill_protocol::{Energy, Source};
 
 use crate::config::Config;
 use crate::counter::GapReason;
+use crate::device::gpu::GpuReading;
 use crate::device::host::HostReading;
 use crate::device::host::stat::MODES;
-use crate::device::nvml::GpuReading;
+use crate::device::sensor::SensorReading;
 use crate::device::{BackendKind, Class, MeterId, Scope};
 use crate::identity::Identity;
 use crate::ledger::Consumer;
@@ -106,6 +108,8 @@ pub struct Snapshot {
     pub gpus: Vec<GpuReading>,
     /// (Integrated - counter) / counter, by GPU.
     pub divergence: BTreeMap<String, f64>,
+    /// Sensors that count for no scope.
+    pub sensors: Vec<SensorReading>,
     /// The host's figures.
     pub host: Option<Arc<HostReading>>,
     /// Share of the host's CPU time that was not idle, over the window.
@@ -136,6 +140,7 @@ pub fn visit(snapshot: &Snapshot, mut each: impl FnMut(&'static cat::Metric, &[&
     for gpu in &snapshot.gpus {
         gpus::add(&mut points, gpu, snapshot);
     }
+    sensors::add(&mut points, snapshot);
     if let Some(host) = &snapshot.host {
         self::host(&mut points, host);
     }
@@ -181,6 +186,8 @@ fn energy(points: &mut Points<'_>, snapshot: &Snapshot) {
             }
             Class::Gpu => points.add(&cat::GPU_ENERGY_JOULES, &labels, joules(sum.microjoules)),
             Class::Module => points.add(&cat::GPU_MODULE_ENERGY_JOULES, &labels, joules(sum.microjoules)),
+            // Under labels of their own: see `sensors`.
+            Class::Sensor => {}
         }
     }
     for ((scope, source), sum) in &snapshot.scopes {
@@ -256,6 +263,7 @@ fn agent(points: &mut Points<'_>, snapshot: &Snapshot) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::device::sensor::SensorId;
     use wattmill_protocol::exposition;
 
     pub(crate) fn sample() -> Snapshot {
@@ -291,6 +299,8 @@ pub(crate) mod tests {
                 (meter(Class::Gpu, "GPU-1", Source::Counter), sum(7_000_000, Some(70.0))),
                 (meter(Class::Gpu, "GPU-1", Source::Integrated), sum(7_100_000, Some(71.0))),
                 (meter(Class::Gpu, "GPU-lost", Source::Counter), sum(9_000_000, None)),
+                (meter(Class::Sensor, "dcmi/system", Source::Integrated), sum(41_200_000, None)),
+                (meter(Class::Sensor, "ltc2946@1-006a/energy1", Source::Counter), sum(3_000_000, Some(3.0))),
             ]),
             scopes: BTreeMap::from([
                 ((Scope::Cpu, Source::Counter), sum(1_250_000, Some(1.25))),
@@ -299,6 +309,7 @@ pub(crate) mod tests {
             attributed: BTreeMap::from([(Consumer::Idle, Energy::of(Source::Counter, 17_250_000))]),
             gpus: vec![gpu, lost],
             divergence: BTreeMap::from([("GPU-1".to_owned(), 0.01)]),
+            sensors: vec![SensorReading { id: SensorId::of_device("dcmi/system"), watts: Some(412.0) }],
             host: Some(Arc::new(HostReading {
                 boot_unix_seconds: 1,
                 disks: BTreeMap::from([("sda".to_owned(), (512, 1_024))]),

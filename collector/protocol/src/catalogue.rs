@@ -243,13 +243,13 @@ pub static GPU_POWER_INSTANT: Metric = Metric {
     }),
 };
 
-/// Mean power of the last second, by the driver. A module contains its GPU, a GPU its memory: never sum scopes.
+/// Mean power over a time that the driver chooses, NVIDIA's the last second. A module contains its GPU, a GPU its memory: never sum scopes.
 pub static GPU_POWER_AVERAGE: Metric = Metric {
     name: "wattmill_gpu_power_average_watts",
     kind: Kind::Gauge,
     unit: "W",
     labels: &["uuid", "scope"],
-    help: "Mean power of the last second, by the driver. A module contains its GPU, a GPU its memory: never sum scopes.",
+    help: "Mean power over a time that the driver chooses, NVIDIA's the last second. A module contains its GPU, a GPU its memory: never sum scopes.",
     exporter: Exporter::Agent,
     otlp: Some(Otlp {
         name: "wattmill.gpu.power.average",
@@ -272,6 +272,38 @@ pub static GPU_MODULE_ENERGY_JOULES: Metric = Metric {
         unit: "J",
         fixed: &[],
         attributes: &["hw.id", "wattmill.source"],
+    }),
+};
+
+/// Power by a sensor of a board, a power supply or the whole node. They contain or overlap each other and all else: never sum them.
+pub static SENSOR_POWER_WATTS: Metric = Metric {
+    name: "wattmill_sensor_power_watts",
+    kind: Kind::Gauge,
+    unit: "W",
+    labels: &["chip", "sensor"],
+    help: "Power by a sensor of a board, a power supply or the whole node. They contain or overlap each other and all else: never sum them.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.sensor.power",
+        unit: "W",
+        fixed: &[],
+        attributes: &["wattmill.sensor.chip", "wattmill.sensor.name"],
+    }),
+};
+
+/// Energy by a sensor of a board, a power supply or the whole node, since this node first saw it. They contain or overlap each other and all else: never sum them.
+pub static SENSOR_ENERGY_JOULES: Metric = Metric {
+    name: "wattmill_sensor_energy_joules_total",
+    kind: Kind::Counter,
+    unit: "J",
+    labels: &["chip", "sensor", "source"],
+    help: "Energy by a sensor of a board, a power supply or the whole node, since this node first saw it. They contain or overlap each other and all else: never sum them.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.sensor.energy",
+        unit: "J",
+        fixed: &[],
+        attributes: &["wattmill.sensor.chip", "wattmill.sensor.name", "wattmill.source"],
     }),
 };
 
@@ -1298,6 +1330,8 @@ pub static ALL: &[&Metric] = &[
     &GPU_MIG_MEMORY_SIZE,
     &CPU_POWER_WATTS,
     &CPU_ENERGY_JOULES,
+    &SENSOR_POWER_WATTS,
+    &SENSOR_ENERGY_JOULES,
     &NODE_ENERGY_JOULES,
     &NODE_POWER_WATTS,
     &NODE_ATTRIBUTED_ENERGY_JOULES,

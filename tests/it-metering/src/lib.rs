@@ -6,6 +6,7 @@
 //!
 //! Everything panics with what went wrong: a test that goes on after that would only say less.
 
+pub mod bmc;
 pub mod http;
 pub mod metrics;
 pub mod process;

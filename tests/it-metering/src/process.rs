@@ -182,8 +182,14 @@ impl Agent {
 
     /// Starts an agent in its folder.
     pub fn start_in(name: &str, folder: AgentFolder) -> Self {
+        Self::start_with(name, folder, &[])
+    }
+
+    /// Starts an agent in its folder, with more in its environment.
+    pub fn start_with(name: &str, folder: AgentFolder, environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(program("wattmill-agent"));
-        let mut process = Process::start(name, command.args(["run", "--config"]).arg(&folder.config));
+        command.args(["run", "--config"]).arg(&folder.config).envs(environment.iter().copied());
+        let mut process = Process::start(name, &mut command);
         let address = field(&process.event("listening"), "address");
         Self { process, address, folder }
     }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use tonic::codegen::http::Uri;
 use wattmill_protocol::config_file::{ConfigError, Origins};
 
+use super::meters::{DcmiKeys, HwmonKeys, RedfishKeys};
 use super::{Bandwidth, Config, EstimateWatts, Gpus, LogFormat, MAX_INTERVAL, Metering};
 use crate::attribution::WHOLE_HOST_PPM;
 use crate::cpus::CpuSet;
@@ -36,6 +37,9 @@ pub(super) struct File {
     gpus: Option<GpusKey>,
     metering: MeteringKeys,
     estimate: EstimateKeys,
+    hwmon: HwmonKeys,
+    dcmi: DcmiKeys,
+    redfish: RedfishKeys,
     spool: SpoolKeys,
     peak: PeakKeys,
     bandwidth: BandwidthKeys,
@@ -136,6 +140,9 @@ impl File {
             gpus: gpus(self.gpus).map_err(|message| wrong("gpus", message))?,
             metering: self.metering.checked(origins)?,
             estimate: self.estimate.checked(origins)?,
+            hwmon: self.hwmon.checked(origins)?,
+            dcmi: self.dcmi.checked(origins)?,
+            redfish: self.redfish.checked(origins)?,
             spool_max_bytes: within(self.spool.max_bytes, 64 << 20, MIN_SPOOL_BYTES, 1 << 40)
                 .map_err(|message| wrong("spool.max_bytes", message))?,
             peak_flops: peak_flops(self.peak.flops).map_err(|message| wrong("peak.flops", message))?,
@@ -196,7 +203,7 @@ impl BandwidthKeys {
     }
 }
 
-fn within(value: Option<u64>, default: u64, least: u64, most: u64) -> Result<u64, String> {
+pub(super) fn within(value: Option<u64>, default: u64, least: u64, most: u64) -> Result<u64, String> {
     let value = value.unwrap_or(default);
     if (least..=most).contains(&value) {
         Ok(value)

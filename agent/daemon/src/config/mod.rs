@@ -4,6 +4,7 @@
 //! port is bound, and the error names the file and the key.
 
 mod file;
+mod meters;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,7 +15,9 @@ use wattmill_protocol::config_file::{self, ConfigError};
 
 use crate::attribution::WHOLE_HOST_PPM;
 use crate::cpus::CpuSet;
+use crate::device::hwmon;
 use file::File;
+pub use meters::{Account, CommandLine, Dcmi, Hwmon, Redfish};
 
 /// Where the configuration stands unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/wattmill/agent.toml";
@@ -52,6 +55,12 @@ pub struct Config {
     pub metering: Metering,
     /// Measured watts of the host, for where no meter is.
     pub estimate: Option<EstimateWatts>,
+    /// What is read of the kernel's hwmon.
+    pub hwmon: Hwmon,
+    /// The whole node's power by IPMI.
+    pub dcmi: Option<Dcmi>,
+    /// The whole node's power by Redfish.
+    pub redfish: Option<Redfish>,
     /// Bound of the telemetry that waits on disk.
     pub spool_max_bytes: u64,
     /// Peak FLOP/s by device, over what a probe finds.
@@ -82,6 +91,22 @@ impl Gpus {
             Self::All => true,
             Self::Listed(uuids) => uuids.iter().any(|u| u == uuid),
         }
+    }
+}
+
+/// GPUs of the node, by who reads them; none where that is turned off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedGpus {
+    /// NVIDIA's.
+    pub nvml: Gpus,
+    /// AMD's and Intel's.
+    pub hwmon: Gpus,
+}
+
+impl WantedGpus {
+    /// Whether the GPU is the node's.
+    pub fn includes(&self, uuid: &str) -> bool {
+        if hwmon::gpus::is_one(uuid) { self.hwmon.includes(uuid) } else { self.nvml.includes(uuid) }
     }
 }
 
@@ -140,6 +165,22 @@ impl Config {
         file.checked(&origins)
     }
 
+    /// GPUs of the node, by who reads them.
+    pub fn wanted_gpus(&self) -> WantedGpus {
+        let (nvml, hwmon) = match &self.gpus {
+            Gpus::All => (Gpus::All, Gpus::All),
+            Gpus::Listed(uuids) => {
+                let (hwmon, nvml) = uuids.iter().cloned().partition(|uuid| hwmon::gpus::is_one(uuid));
+                (Gpus::Listed(nvml), Gpus::Listed(hwmon))
+            }
+        };
+        let none = || Gpus::Listed(Vec::new());
+        WantedGpus {
+            nvml: if self.nvml_library.is_some() { nvml } else { none() },
+            hwmon: if self.hwmon.gpus { hwmon } else { none() },
+        }
+    }
+
     /// Folder of the spool.
     pub fn spool_dir(&self) -> PathBuf {
         self.state_dir.join("spool")
@@ -188,6 +229,33 @@ mod tests {
     }
 
     #[test]
+    fn node_meters_are_off_until_asked_for_and_show_no_secret() {
+        let config = load("").unwrap();
+        assert_eq!((&config.dcmi, &config.redfish), (&None, &None));
+        let text = "[dcmi]\ncommand = [\"ipmitool\", \"-P\", \"secret\"]\n[redfish]\nurl = \"https://bmc:8443/\"\n\
+                    username = \"monitor\"\npassword_file = \"/etc/p\"\nca_file = \"/etc/ca.pem\"\n";
+        let config = load(text).unwrap();
+        assert!(!format!("{config:?}").contains("secret"), "{config:?}");
+        let redfish = config.redfish.unwrap();
+        assert_eq!((redfish.url.as_str(), redfish.interval), ("https://bmc:8443", Duration::from_secs(10)));
+        assert_eq!(config.dcmi.unwrap().command.arguments(), ["-P", "secret"]);
+    }
+
+    #[test]
+    fn listed_gpus_are_parted_by_who_reads_them() {
+        let listed = |uuids: &[&str]| Gpus::Listed(uuids.iter().map(|uuid| (*uuid).to_owned()).collect());
+        let text = "gpus = [\"GPU-1\", \"AMD-2\", \"PCI-0000:03:00.0\"]";
+        let wanted = load(text).unwrap().wanted_gpus();
+        assert_eq!(wanted.nvml, listed(&["GPU-1"]));
+        assert_eq!(wanted.hwmon, listed(&["AMD-2", "PCI-0000:03:00.0"]));
+        assert!(wanted.includes("AMD-2") && !wanted.includes("AMD-3") && !wanted.includes("GPU-2"));
+        let off = load("nvml_library = \"\"").unwrap().wanted_gpus();
+        assert!(off.includes("AMD-3") && !off.includes("GPU-2"));
+        let off = load("[hwmon]\ngpus = false").unwrap().wanted_gpus();
+        assert!(!off.includes("AMD-3") && off.includes("GPU-2"));
+    }
+
+    #[test]
     fn a_wrong_value_is_named_by_the_drop_in_that_holds_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.toml");
@@ -219,11 +287,24 @@ mod tests {
             ("[peak]\nflops = { cpu = -1.0 }", "peak.flops: cpu"),
             ("[spool]\nmax_bytes = 5", "spool.max_bytes: 5 is not"),
             ("state_dir = \"\"", "state_dir: is empty"),
+            ("[hwmon]\ninterval_ms = 100", "hwmon.interval_ms: 100 is not between 1000 and 60000"),
+            ("[dcmi]\ncommand = []", "dcmi.command: is no list like"),
+            ("[dcmi]\ninterval_ms = 1", "dcmi.interval_ms: 1 is not between"),
+            ("[redfish]\nusername = \"u\"", "redfish: nothing is asked without url"),
+            ("[redfish]\nurl = \"http://bmc\"", "redfish.url: is not https://"),
+            ("[redfish]\nurl = \"https://bmc/redfish\"", "redfish.url: has a path"),
+            ("[redfish]\nurl = \"https://u:secret@bmc\"", "redfish.url: has an account in it"),
+            ("[redfish]\nurl = \"https://bmc\"", "redfish.ca_file: name the file"),
+            (
+                "[redfish]\nurl = \"https://bmc\"\nca_file = \"a\"\ninsecure = true",
+                "redfish.insecure: insecure",
+            ),
+            ("[redfish]\nurl = \"https://bmc\"\ninsecure = true\nusername = \"u\"", "redfish: username and"),
             ("name = \"a\\nb\"", "name: "),
             ("lisen = 1", "agent.toml:2: unknown field `lisen`"),
         ] {
             let error = load(text).unwrap_err();
-            assert!(error.contains(expected), "{text}: {error}");
+            assert!(error.contains(expected) && !error.contains("secret"), "{text}: {error}");
         }
         assert!(load("collector = \"http://10.0.0.1:4317\"\ninsecure = true").is_ok());
         assert!(load("collector = \"http://[::1]:4317\"").is_ok());

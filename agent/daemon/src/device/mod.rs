@@ -4,11 +4,19 @@
 //! and nothing else. Invariant: a reading is what a sensor said, with the time it was said; nothing is
 //! accumulated here but what only the backend can see (power integrated between windows, modelled energy).
 
+mod command;
+pub mod dcmi;
 pub mod estimate;
 pub mod file;
+pub mod gpu;
 pub mod host;
+pub mod hwmon;
+mod integrate;
 pub mod nvml;
 pub mod rapl;
+pub mod redfish;
+pub mod sensor;
+mod sysfs;
 pub mod thread;
 
 use std::sync::Arc;
@@ -17,8 +25,10 @@ use std::time::Duration;
 use wattmill_protocol::Source;
 
 use crate::counter::Limits;
+use gpu::GpuReading;
 use host::HostReading;
-use nvml::{EventLog, GpuReading};
+use nvml::EventLog;
+use sensor::SensorReading;
 
 /// Which backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -29,6 +39,14 @@ pub enum BackendKind {
     Estimate,
     /// NVIDIA GPUs.
     Nvml,
+    /// AMD and Intel GPUs.
+    HwmonGpus,
+    /// Sensors of boards and power supplies.
+    Board,
+    /// Power of the whole node, by IPMI.
+    Dcmi,
+    /// Power of the whole node, by Redfish.
+    Redfish,
     /// CPU time, memory, disks, network, filesystems.
     Host,
 }
@@ -40,8 +58,18 @@ impl BackendKind {
             Self::Rapl => "rapl",
             Self::Estimate => "estimate",
             Self::Nvml => "nvml",
+            Self::HwmonGpus => "hwmon_gpus",
+            Self::Board => "hwmon",
+            Self::Dcmi => "dcmi",
+            Self::Redfish => "redfish",
             Self::Host => "host",
         }
+    }
+
+    /// Whether windows wait for its readings and may ask for one ahead of the schedule. What counts for no scope
+    /// is slow (a BMC answers within seconds) and read no more often than its schedule says.
+    pub(crate) fn is_of_windows(self) -> bool {
+        !matches!(self, Self::Board | Self::Dcmi | Self::Redfish)
     }
 }
 
@@ -83,6 +111,8 @@ pub enum Class {
     Gpu,
     /// The module of a GPU and a CPU, by the GPU's UUID: it contains both, and counts for nothing.
     Module,
+    /// A board, a power supply or the whole node: it contains or overlaps others, and counts for nothing.
+    Sensor,
 }
 
 /// Since when a raw counter counts.
@@ -99,7 +129,7 @@ pub enum Epoch {
 pub struct MeterId {
     /// Kind of device.
     pub class: Class,
-    /// Zone name or GPU UUID.
+    /// Zone name, GPU UUID or [`sensor::SensorId::device`].
     pub device: String,
     /// How its energy is known.
     pub source: Source,
@@ -133,6 +163,8 @@ pub struct Reading {
     pub energy: Vec<EnergyReading>,
     /// GPUs, lost ones included.
     pub gpus: Vec<GpuReading>,
+    /// Sensors that count for no scope.
+    pub sensors: Vec<SensorReading>,
     /// Errors that GPUs raised, counted also while they cannot be read.
     pub gpu_events: EventLog,
     /// The host's figures.
@@ -194,6 +226,14 @@ pub enum Backend {
     Estimate(Box<estimate::Estimate>),
     /// NVIDIA GPUs.
     Nvml(Box<nvml::NvmlBackend>),
+    /// AMD and Intel GPUs.
+    HwmonGpus(Box<hwmon::gpus::HwmonGpus>),
+    /// Sensors of boards and power supplies.
+    Board(Box<hwmon::board::Board>),
+    /// Power of the whole node, by IPMI.
+    Dcmi(Box<dcmi::Dcmi>),
+    /// Power of the whole node, by Redfish.
+    Redfish(Box<redfish::Redfish>),
     /// The host's figures.
     Host(host::Host),
     /// Answers what a test says.
@@ -208,6 +248,10 @@ impl Backend {
             Self::Rapl(_) => BackendKind::Rapl,
             Self::Estimate(_) => BackendKind::Estimate,
             Self::Nvml(_) => BackendKind::Nvml,
+            Self::HwmonGpus(_) => BackendKind::HwmonGpus,
+            Self::Board(_) => BackendKind::Board,
+            Self::Dcmi(_) => BackendKind::Dcmi,
+            Self::Redfish(_) => BackendKind::Redfish,
             Self::Host(_) => BackendKind::Host,
             #[cfg(test)]
             Self::Scripted(kind, _) => *kind,
@@ -218,6 +262,7 @@ impl Backend {
     fn pace(&self, interval: Duration) -> Duration {
         match self {
             Self::Nvml(nvml) => nvml.pace(interval),
+            Self::HwmonGpus(gpus) => gpus.pace(interval),
             _ => interval,
         }
     }
@@ -228,6 +273,10 @@ impl Backend {
             Self::Rapl(rapl) => rapl.read(),
             Self::Estimate(estimate) => estimate.read(),
             Self::Nvml(nvml) => nvml.read(asked),
+            Self::HwmonGpus(gpus) => gpus.read(asked),
+            Self::Board(board) => board.read(),
+            Self::Dcmi(dcmi) => dcmi.read(),
+            Self::Redfish(redfish) => redfish.read(),
             Self::Host(host) => host.read(),
             #[cfg(test)]
             Self::Scripted(_, answer) => answer(),
@@ -246,8 +295,23 @@ pub fn backends(config: &crate::config::Config) -> Vec<(Backend, Duration)> {
         (Backend::Estimate(Box::new(estimate::Estimate::new(config, measured))), metering.interval),
     ];
     if let Some(library) = &config.nvml_library {
-        let nvml = nvml::NvmlBackend::new(library, config.nvml_explicit, config.gpus.clone(), metering);
+        let wanted = config.wanted_gpus().nvml;
+        let nvml = nvml::NvmlBackend::new(library, config.nvml_explicit, wanted, metering);
         backends.push((Backend::Nvml(Box::new(nvml)), metering.gpu_interval));
+    }
+    if config.hwmon.gpus {
+        let gpus = hwmon::gpus::HwmonGpus::new(&config.sysfs_root, config.wanted_gpus().hwmon, metering);
+        backends.push((Backend::HwmonGpus(Box::new(gpus)), metering.gpu_interval));
+    }
+    if let Some(interval) = config.hwmon.sensors_interval {
+        let board = hwmon::board::Board::new(&config.sysfs_root, interval);
+        backends.push((Backend::Board(Box::new(board)), interval));
+    }
+    if let Some(config) = &config.dcmi {
+        backends.push((Backend::Dcmi(Box::new(dcmi::Dcmi::new(config))), config.interval));
+    }
+    if let Some(config) = &config.redfish {
+        backends.push((Backend::Redfish(Box::new(redfish::Redfish::new(config))), config.interval));
     }
     backends
 }

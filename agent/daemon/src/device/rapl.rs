@@ -5,8 +5,8 @@
 //! uncores and the platform lie inside or around them and count for nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use wattmill_protocol::Source;
 
+use super::sysfs::{number, text};
 use super::{Answer, Class, EnergyReading, Epoch, MeterId, ReadError, Reading, Scope, io_reason};
 use crate::clock;
 use crate::counter::Limits;
@@ -22,8 +23,6 @@ use crate::counter::Limits;
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Most zones that are read: a host of 16 packages has some 80.
 const MAX_ZONES: usize = 512;
-/// Longest text of a name or a number, with its line's end.
-const MAX_TEXT_BYTES: usize = 128;
 /// How far two views of one counter may lie apart: RAPL updates each millisecond, by the die's own clock.
 const MIRROR_LAG: Duration = Duration::from_millis(10);
 /// Most watts of a zone that states no limit, and of any zone: above every package sold, below what a
@@ -359,20 +358,6 @@ fn max_watts(folder: &Path) -> f64 {
     // Constraint files may be empty or refuse to be read: those say nothing.
     let stated = constraints.filter_map(|file| number(&file).ok()).max().unwrap_or(0) as f64 / 1e6;
     if stated > 0.0 { (stated * OVERSHOOT).clamp(MIN_ZONE_WATTS, MAX_ZONE_WATTS) } else { MAX_ZONE_WATTS }
-}
-
-/// What a file holds, which is a name or a number: one that is longer is neither.
-fn text(file: &Path) -> io::Result<String> {
-    let mut bytes = Vec::with_capacity(MAX_TEXT_BYTES);
-    File::open(file)?.take(MAX_TEXT_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > MAX_TEXT_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "too long"));
-    }
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a text"))
-}
-
-fn number(file: &Path) -> io::Result<u64> {
-    text(file)?.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a number"))
 }
 
 #[cfg(test)]

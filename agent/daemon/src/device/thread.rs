@@ -127,8 +127,16 @@ impl BackendThread {
         }
     }
 
-    /// Asks for a reading ahead of the schedule.
+    /// Whether a window waits for its readings.
+    pub fn is_of_windows(&self) -> bool {
+        self.kind.is_of_windows()
+    }
+
+    /// Asks for a reading ahead of the schedule; one whose schedule is a bound is not asked.
     pub fn ask(&self) {
+        if !self.is_of_windows() {
+            return;
+        }
         self.slot.lock().asked = true;
         self.slot.changed.notify_all();
     }
@@ -326,6 +334,20 @@ mod tests {
         let view = thread.view(clock::monotonic());
         assert!(view.up && view.present && view.reading.is_some());
         assert_eq!(view.errors["gpu_lost"], 1, "a failure counts once");
+    }
+
+    /// A BMC is asked as often as its schedule says, however often windows are closed early.
+    #[test]
+    fn a_backend_whose_schedule_is_a_bound_is_not_asked_ahead_of_it() {
+        let (sender, receiver) = mpsc::channel::<Answer>();
+        let answer = Box::new(move || receiver.recv().unwrap());
+        let backend = Backend::Scripted(BackendKind::Redfish, answer);
+        let thread = BackendThread::start(backend, HOUR).unwrap();
+        sender.send(Answer::Unchanged).unwrap();
+        wait_until(&thread, |view| view.up);
+        thread.ask();
+        let state = thread.slot.lock();
+        assert!(!state.asked && state.reading_since.is_none(), "no reading is due");
     }
 
     #[test]

@@ -102,10 +102,11 @@ fn data_point(
 
 /// Since when a counter counts.
 fn started(metric: &cat::Metric, snapshot: &Snapshot) -> u64 {
-    const KEPT_IN_LEDGER: [&cat::Metric; 7] = [
+    const KEPT_IN_LEDGER: [&cat::Metric; 8] = [
         &cat::CPU_ENERGY_JOULES,
         &cat::GPU_ENERGY_JOULES,
         &cat::GPU_MODULE_ENERGY_JOULES,
+        &cat::SENSOR_ENERGY_JOULES,
         &cat::NODE_ENERGY_JOULES,
         &cat::NODE_ATTRIBUTED_ENERGY_JOULES,
         &cat::USEFUL_FLOPS,

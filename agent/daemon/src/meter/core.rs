@@ -166,7 +166,7 @@ impl Core {
         }
         // The integral beside a GPU's counter lacks energy that the counter has: nothing went unseen. A module
         // counts for nothing.
-        let shadow = slice.meter.class != Class::Zone && slice.counts_for.is_none();
+        let shadow = matches!(slice.meter.class, Class::Gpu | Class::Module) && slice.counts_for.is_none();
         for reason in slice.gaps.iter().filter(|_| !shadow) {
             self.gap(&slice.meter.device, *reason);
         }

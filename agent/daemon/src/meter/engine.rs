@@ -17,9 +17,10 @@ use tokio::sync::{oneshot, watch};
 use super::core::Window;
 use super::{OwnCost, OwnMeter, Recorder, Shared, State};
 use crate::clock;
-use crate::config::Gpus;
+use crate::config::{Gpus, WantedGpus};
 use crate::device::Class;
-use crate::device::nvml::GpuReading;
+use crate::device::gpu::GpuReading;
+use crate::device::sensor::SensorReading;
 use crate::device::thread::{BackendThread, View, next_tick};
 use crate::ledger::Ledger;
 use crate::ledger::store::Store;
@@ -48,7 +49,7 @@ pub(super) struct Engine {
     pub(super) store: Store,
     pub(super) node: Arc<NodeFacts>,
     /// GPUs of this node; none where they are turned off.
-    pub(super) wanted: Gpus,
+    pub(super) wanted: WantedGpus,
     pub(super) interval: Duration,
     pub(super) own: OwnMeter,
     /// CPUs of this node.
@@ -99,7 +100,7 @@ impl Engine {
         self.shared.lock().core.read_shards(&clock::process_cpu_nanos);
         for thread in &self.threads {
             let view = thread.view(clock::monotonic());
-            if view.up || view.starting {
+            if thread.is_of_windows() && (view.up && view.present || view.starting) {
                 thread.wait_since(at, until);
             }
         }
@@ -197,6 +198,7 @@ impl Engine {
             attributed: ledger.attributed.clone(),
             gpus: gpus(ledger, views, &self.wanted, unix_nanos, |pid| core.shards.is_of_ours(pid)),
             divergence: core.divergence(),
+            sensors: sensors(views),
             host: host.filter_map(|reading| reading.host.clone()).next(),
             cpu_utilization: core.cpu_utilization,
             numerics: state.numerics.clone(),
@@ -221,7 +223,7 @@ fn sync_is_due(now: Duration, (ended, took): (Duration, Duration)) -> bool {
 fn gpus(
     ledger: &Ledger,
     views: &[View],
-    wanted: &Gpus,
+    wanted: &WantedGpus,
     unix_nanos: u64,
     is_of_ours: impl Fn(u32) -> bool,
 ) -> Vec<GpuReading> {
@@ -244,10 +246,10 @@ fn gpus(
         .filter(|(meter, entry)| meter.class == Class::Gpu && recent(entry.seen_unix_nanos))
         .map(|(meter, _)| &meter.device)
         .filter(|uuid| wanted.includes(uuid));
-    let listed = match wanted {
+    let listed = [&wanted.nvml, &wanted.hwmon].into_iter().flat_map(|wanted| match wanted {
         Gpus::All => &[][..],
         Gpus::Listed(uuids) => uuids,
-    };
+    });
     let missing: BTreeSet<&String> = remembered.chain(listed).filter(|uuid| !read.contains(*uuid)).collect();
     gpus.extend(missing.into_iter().map(|uuid| GpuReading {
         uuid: uuid.clone(),
@@ -255,6 +257,12 @@ fn gpus(
         ..GpuReading::default()
     }));
     gpus
+}
+
+/// What the sensors of backends that answer said last.
+fn sensors(views: &[View]) -> Vec<SensorReading> {
+    let readings = views.iter().filter(|view| view.up).filter_map(|view| view.reading.as_deref());
+    readings.flat_map(|reading| &reading.sensors).cloned().collect()
 }
 
 /// The value of the `reason` label.
@@ -315,7 +323,8 @@ mod tests {
         };
         let listed = |uuids: &[&str]| Gpus::Listed(uuids.iter().map(|uuid| (*uuid).to_owned()).collect());
         let shown = |wanted: &Gpus, views: &[View], at| {
-            let gpus = gpus(&ledger, views, wanted, at, |_| false);
+            let wanted = WantedGpus { nvml: wanted.clone(), hwmon: Gpus::Listed(Vec::new()) };
+            let gpus = gpus(&ledger, views, &wanted, at, |_| false);
             gpus.into_iter().map(|gpu| (gpu.uuid, gpu.up)).collect::<Vec<_>>()
         };
         let named =
@@ -359,7 +368,8 @@ mod tests {
             reading: Some(reading),
         };
         let ledger = Ledger::new("m", None, 0);
-        let shown = |view: &View| gpus(&ledger, std::slice::from_ref(view), &Gpus::All, 9, |pid| pid == 5);
+        let wanted = WantedGpus { nvml: Gpus::All, hwmon: Gpus::All };
+        let shown = |view: &View| gpus(&ledger, std::slice::from_ref(view), &wanted, 9, |pid| pid == 5);
         let foreign: Vec<_> = shown(&view).into_iter().map(|gpu| gpu.foreign_processes).collect();
         assert_eq!(foreign, [Some(2), Some(0), None, None]);
         let lost = |view: &View| shown(view).into_iter().map(|gpu| gpu.lost).collect::<Vec<_>>();

@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use wattmill_protocol::{JobId, Token};
 
 use crate::clock;
-use crate::config::{Config, Gpus};
+use crate::config::Config;
 use crate::counter::GapReason;
 use crate::device::thread::BackendThread;
 use crate::export::spool::SpoolStats;
@@ -128,8 +128,7 @@ impl Meter {
             threads,
             store,
             node,
-            // With NVML turned off no GPU is this node's.
-            wanted: config.nvml_library.as_ref().map_or(Gpus::Listed(Vec::new()), |_| config.gpus.clone()),
+            wanted: config.wanted_gpus(),
             interval: config.metering.interval,
             own: OwnMeter::new(&config.procfs_root),
             cpu_count: config.cpus.len(),
@@ -291,6 +290,7 @@ fn empty_snapshot(ledger: &Ledger, node: &Arc<NodeFacts>) -> Snapshot {
         attributed: ledger.attributed.clone(),
         gpus: Vec::new(),
         divergence: BTreeMap::new(),
+        sensors: Vec::new(),
         host: None,
         cpu_utilization: None,
         numerics: String::new(),

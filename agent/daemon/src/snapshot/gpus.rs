@@ -6,7 +6,7 @@ use wattmill_protocol::Source;
 use wattmill_protocol::catalogue as cat;
 
 use super::{Points, Snapshot};
-use crate::device::nvml::{GpuReading, MigInstance, Scoped};
+use crate::device::gpu::{GpuReading, MigInstance, Scoped};
 use crate::device::{Class, MeterId};
 
 /// What a label says where there is nothing to say.
@@ -89,8 +89,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::device::gpu::{GpuEvents, PcieBytes, Power, PowerLimits};
     use crate::device::host::Usage;
-    use crate::device::nvml::{GpuEvents, PcieBytes, Power, PowerLimits};
     use crate::snapshot::tests::sample;
     use wattmill_protocol::exposition;
 

@@ -1,4 +1,4 @@
-//! What `/metrics` shows on three kinds of hosts.
+//! What `/metrics` shows on five kinds of hosts.
 //!
 //! Proves: names, help, types and labels of every family are what they were (values, and what a test's machine
 //! decides, are masked), and Prometheus' own linter has nothing to say about them.
@@ -87,6 +87,28 @@ fn with_two_gpus() {
     let keys = |folder: &Path| super::nvml::install(folder, 100.0).1;
     let last = ["wattmill_gpu_energy_divergence_ratio", "wattmill_node_power_watts"];
     insta::assert_snapshot!(golden(keys, &last));
+}
+
+/// A card for servers without an energy counter, and the board's power meter.
+#[test]
+fn with_an_amd_gpu() {
+    let keys = |folder: &Path| {
+        let sysfs = folder.join("sys");
+        super::hwmon::amd(&sysfs, "card1", 250);
+        super::hwmon::power_meter(&sysfs, 480);
+        String::new()
+    };
+    insta::assert_snapshot!(golden(keys, &["wattmill_gpu_power_watts", "wattmill_sensor_power_watts"]));
+}
+
+#[test]
+fn with_an_intel_gpu() {
+    let mut moving = None;
+    let keys = |folder: &Path| {
+        moving = Some(super::hwmon::Moving::start(&folder.join("sys"), "card0", 150));
+        String::new()
+    };
+    insta::assert_snapshot!(golden(keys, &["wattmill_gpu_power_watts"]));
 }
 
 #[test]

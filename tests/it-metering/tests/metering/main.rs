@@ -4,6 +4,8 @@
 
 mod check;
 mod exposition;
+mod hwmon;
+mod node_meters;
 mod nvml;
 mod otlp;
 mod prometheus;

@@ -15,7 +15,7 @@ use nvml_wrapper::event::EventSet;
 use nvml_wrapper::struct_wrappers::event::EventData;
 
 use super::ffi::{Handle, has_events};
-use super::reading::GpuEvents;
+use crate::device::gpu::GpuEvents;
 
 /// How long one wait lasts.
 const WAIT: Duration = Duration::from_secs(1);

@@ -12,9 +12,9 @@ use super::calls::Calls;
 use super::ffi::Handle;
 use super::gpm::Gpm;
 use super::mig::Mig;
-use super::reading::{GpuReading, PowerLimits};
 use super::sentinel::{is_figure, watts};
 use crate::clock;
+use crate::device::gpu::{GpuReading, PowerLimits};
 use crate::device::host::Usage;
 
 /// Above this a temperature is a sentinel.

@@ -10,19 +10,19 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use wattmill_protocol::Source;
 
-use super::MAX_GPU_WATTS;
 use super::calls::{Calls, reason};
 use super::ffi::Handle;
 use super::fields::{Fields, Figure};
 use super::figures::Figures;
-use super::integrate::Integrator;
 use super::power::{self, Usage};
-use super::reading::{GpuReading, PcieBytes};
 use super::sentinel::is_figure;
 use super::tally::{PCIE_BYTES, Tally};
 use super::throttle::Throttle;
 use crate::clock;
 use crate::counter::Limits;
+use crate::device::gpu::MAX_GPU_WATTS;
+use crate::device::gpu::{GpuReading, PcieBytes};
+use crate::device::integrate::Integrator;
 use crate::device::{Class, EnergyReading, Epoch, MeterId, Scope};
 
 /// Microjoules of a count of NVML's energy counter.

@@ -8,7 +8,7 @@ use nvml_wrapper::{Device, Nvml};
 
 use super::calls::{Calls, is_unsupported};
 use super::ffi;
-use super::reading::MigInstance;
+use crate::device::gpu::MigInstance;
 
 /// Most instances of a GPU, by what the hardware has.
 const MAX_INSTANCES: u32 = 16;

@@ -11,10 +11,8 @@ mod fields;
 mod figures;
 mod gpm;
 mod gpu;
-mod integrate;
 mod mig;
 mod power;
-mod reading;
 mod sentinel;
 mod tally;
 mod throttle;
@@ -33,7 +31,6 @@ use calls::reason;
 pub use events::EventLog;
 use events::{Leaving, Watch};
 use gpu::{Gpu, Pace};
-pub use reading::{GpuEvents, GpuReading, MigInstance, PcieBytes, Power, PowerLimits, Scoped};
 
 /// How often a library that cannot be used is tried again: drivers are installed and reloaded.
 const RETRY: Duration = Duration::from_secs(30);
@@ -46,8 +43,6 @@ const REOPEN: Duration = Duration::from_secs(300);
 const MAX_MISSED: u32 = 10;
 /// What a mean power is the mean of.
 const MEAN_SPAN: Duration = Duration::from_secs(1);
-/// Most watts that a module may draw: several times the largest sold.
-const MAX_GPU_WATTS: f64 = 5_000.0;
 
 /// The backend.
 pub struct NvmlBackend {
@@ -114,7 +109,7 @@ impl NvmlBackend {
         interval.max(MEAN_SPAN).min(self.metering.interval)
     }
 
-    pub(super) fn read(&mut self, asked: bool) -> Answer {
+    pub(crate) fn read(&mut self, asked: bool) -> Answer {
         let now = clock::monotonic();
         let since = |at: Duration| now.saturating_sub(at);
         if self.gpus.iter().any(Gpu::is_lost)
@@ -273,8 +268,8 @@ impl NvmlBackend {
             energy: self.gpus.iter().flat_map(Gpu::energy).collect(),
             gpus: self.gpus.iter().map(|gpu| gpu.reading.clone()).collect(),
             gpu_events: self.log.clone(),
-            host: None,
             failures,
+            ..Reading::default()
         }
     }
 }

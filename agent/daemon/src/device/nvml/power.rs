@@ -9,8 +9,8 @@ use nvml_wrapper::enums::device::DeviceArchitecture;
 use super::calls::{Calls, is_unsupported};
 use super::ffi::Handle;
 use super::fields::{Fields, Figure};
-use super::reading::{Power, Scoped};
 use super::sentinel::watts;
+use crate::device::gpu::{Power, Scoped};
 
 /// PCI device numbers of GA100 boards (A100, A30, A800), by NVIDIA's allotment of a range to each chip.
 const GA100: std::ops::RangeInclusive<u32> = 0x2080..=0x20ff;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a blank never becomes a figure: not in 32 bits, not in 64, and not a 32-bit one widened to 64.
 
+use crate::device::gpu::MAX_GPU_WATTS;
+
 /// From here on a 64-bit figure is a blank: 9.22e18 and its like. No counter gets here.
 const WIDE: u64 = 1 << 62;
 
@@ -13,7 +15,7 @@ pub(super) fn is_figure(value: u64) -> bool {
 /// A power in watts, unless it is a blank or more than any module draws.
 pub(super) fn watts(milliwatts: u64) -> Option<f64> {
     let watts = milliwatts as f64 / 1e3;
-    (is_figure(milliwatts) && watts <= super::MAX_GPU_WATTS).then_some(watts)
+    (is_figure(milliwatts) && watts <= MAX_GPU_WATTS).then_some(watts)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod lost;
 mod power;
 
 use super::*;
+use crate::device::gpu::{GpuReading, Power, PowerLimits};
 use crate::device::thread::BackendThread;
 use crate::device::{Backend, EnergyReading, Scope};
 

@@ -5,8 +5,8 @@ use wattmill_protocol::JobId;
 
 use super::*;
 use crate::counter::Limits;
+use crate::device::gpu::GpuReading;
 use crate::device::host::HostReading;
-use crate::device::nvml::GpuReading;
 use crate::device::{BackendKind, EnergyReading, Epoch, MeterId, Reading};
 
 fn job() -> JobId {

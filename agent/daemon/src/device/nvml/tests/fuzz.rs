@@ -1,6 +1,7 @@
 //! A library that answers anything, in any order.
 
 use super::*;
+use crate::device::gpu::MAX_GPU_WATTS;
 
 /// Functions that fail or lie.
 const FUNCTIONS: [&str; 16] = [

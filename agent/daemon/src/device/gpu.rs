@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 
 use crate::device::host::Usage;
 
+/// Most watts that a module may draw: several times the largest sold.
+pub(super) const MAX_GPU_WATTS: f64 = 5_000.0;
+
 /// A GPU at one time.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct GpuReading {

@@ -5,6 +5,7 @@
 //! written, so that a power cut takes none back either.
 
 mod gpus;
+pub mod units;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -102,6 +103,8 @@ pub struct Snapshot {
     pub scopes: BTreeMap<(Scope, Source), Sum>,
     /// Sums by consumer.
     pub attributed: BTreeMap<Consumer, Energy>,
+    /// Sums of units; empty where none was ever told apart.
+    pub units: Vec<units::UnitSum>,
     /// GPUs; those that are lost are not `up`.
     pub gpus: Vec<GpuReading>,
     /// (Integrated - counter) / counter, by GPU.
@@ -131,6 +134,7 @@ pub fn points(snapshot: &Snapshot) -> Vec<Point> {
     let mut points = Points(Vec::with_capacity(128));
     node(&mut points, snapshot);
     energy(&mut points, snapshot);
+    units::add(&mut points, snapshot);
     for gpu in &snapshot.gpus {
         gpus::add(&mut points, gpu, snapshot);
     }
@@ -292,6 +296,7 @@ pub(crate) mod tests {
                 ((Scope::Gpu, Source::Counter), sum(16_000_000, Some(70.0))),
             ]),
             attributed: BTreeMap::from([(Consumer::Idle, Energy::of(Source::Counter, 17_250_000))]),
+            units: Vec::new(),
             gpus: vec![gpu, lost],
             divergence: BTreeMap::from([("GPU-1".to_owned(), 0.01)]),
             host: Some(Arc::new(HostReading {

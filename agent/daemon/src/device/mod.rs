@@ -9,6 +9,7 @@ pub mod host;
 pub mod nvml;
 pub mod rapl;
 pub mod thread;
+pub mod units;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use wattmill_protocol::Source;
 use crate::counter::Limits;
 use host::HostReading;
 use nvml::{EventLog, GpuReading};
+use units::UnitsReading;
 
 /// Which backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -30,6 +32,8 @@ pub enum BackendKind {
     Nvml,
     /// CPU time, memory, disks, network, filesystems.
     Host,
+    /// CPU time of services, containers, pods and jobs.
+    Units,
 }
 
 impl BackendKind {
@@ -40,6 +44,7 @@ impl BackendKind {
             Self::Estimate => "estimate",
             Self::Nvml => "nvml",
             Self::Host => "host",
+            Self::Units => "units",
         }
     }
 }
@@ -136,6 +141,8 @@ pub struct Reading {
     pub gpu_events: EventLog,
     /// The host's figures.
     pub host: Option<Arc<HostReading>>,
+    /// CPU time by unit.
+    pub units: Option<Arc<UnitsReading>>,
     /// Single readings that failed, by reason; the backend as a whole answers.
     pub failures: Vec<&'static str>,
 }
@@ -195,6 +202,8 @@ pub enum Backend {
     Nvml(Box<nvml::NvmlBackend>),
     /// The host's figures.
     Host(host::Host),
+    /// CPU time by unit.
+    Units(units::Units),
     /// Answers what a test says.
     #[cfg(test)]
     Scripted(BackendKind, Box<dyn FnMut() -> Answer + Send>),
@@ -208,6 +217,7 @@ impl Backend {
             Self::Estimate(_) => BackendKind::Estimate,
             Self::Nvml(_) => BackendKind::Nvml,
             Self::Host(_) => BackendKind::Host,
+            Self::Units(_) => BackendKind::Units,
             #[cfg(test)]
             Self::Scripted(kind, _) => *kind,
         }
@@ -220,6 +230,7 @@ impl Backend {
             Self::Estimate(estimate) => estimate.read(),
             Self::Nvml(nvml) => nvml.read(asked),
             Self::Host(host) => host.read(),
+            Self::Units(units) => units.read(),
             #[cfg(test)]
             Self::Scripted(_, answer) => answer(),
         }
@@ -239,6 +250,10 @@ pub fn backends(config: &crate::config::Config) -> Vec<(Backend, Duration)> {
     if let Some(library) = &config.nvml_library {
         let nvml = nvml::NvmlBackend::new(library, config.nvml_explicit, config.gpus.clone(), metering);
         backends.push((Backend::Nvml(Box::new(nvml)), metering.gpu_interval));
+    }
+    if let Some(attribution) = &config.attribution {
+        let units = units::Units::new(&config.sysfs_root, attribution);
+        backends.push((Backend::Units(units), metering.interval));
     }
     backends
 }

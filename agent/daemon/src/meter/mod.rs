@@ -7,6 +7,7 @@
 mod core;
 mod engine;
 mod shards;
+mod units;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, SyncSender};
@@ -20,6 +21,7 @@ use crate::clock;
 use crate::config::{Config, Gpus};
 use crate::counter::GapReason;
 use crate::device::thread::BackendThread;
+use crate::device::units::Places;
 use crate::export::spool::SpoolStats;
 use crate::ledger::Ledger;
 pub use crate::ledger::Settlement;
@@ -57,6 +59,8 @@ struct Shared {
     spool: Arc<SpoolStats>,
     /// Peaks from the configuration go before a probe's.
     configured_peaks: BTreeMap<String, f64>,
+    /// Tells units of processes; `None` where units are not told apart.
+    places: Option<Places>,
 }
 
 struct State {
@@ -108,6 +112,10 @@ impl Meter {
             settlements: watch::Sender::new(0),
             spool,
             configured_peaks: config.peak_flops.clone(),
+            places: config
+                .attribution
+                .as_ref()
+                .map(|attribution| Places::new(&config.sysfs_root, &config.procfs_root, attribution)),
         });
         let (snapshots, receiver) = watch::channel(first);
         let (commands, inbox) = mpsc::sync_channel(COMMANDS);
@@ -134,7 +142,10 @@ impl Meter {
 
     /// A shard starts computing in the process `pid`.
     pub fn begin(&self, token: Token, job: JobId, pid: u32) {
-        self.shared.lock().core.shards.begin(token, job, pid, &clock::process_cpu_nanos);
+        let unit = self.shared.places.as_ref().and_then(|places| places.unit_of(pid)).map(Arc::new);
+        let shards = &mut self.shared.lock().core.shards;
+        shards.begin(token, job, pid, &clock::process_cpu_nanos);
+        shards.place(token, unit);
     }
 
     /// A shard's lease ended before its work began: it settles with no joules, or its estimate would stand.
@@ -255,7 +266,11 @@ fn open_ledger(found: Found, node: &NodeFacts, config: &Config) -> Core {
         ledger.void_readings(GapReason::OtherHost);
         ledger.boot_id = None;
     }
-    let settings = Settings { host_fraction_ppm: config.host_fraction_ppm, cpu_count: config.cpus.len() };
+    let settings = Settings {
+        host_fraction_ppm: config.host_fraction_ppm,
+        cpu_count: config.cpus.len(),
+        attribution: config.attribution.clone(),
+    };
     let mut core = Core::new(ledger, boot_id, settings);
     if lost {
         tracing::error!("no ledger file is valid: energy sums begin anew");
@@ -275,6 +290,7 @@ fn empty_snapshot(ledger: &Ledger, node: &Arc<NodeFacts>) -> Snapshot {
         meters: ledger.meters.iter().map(|(meter, e)| (meter.clone(), sum(e.microjoules))).collect(),
         scopes: ledger.scopes.iter().map(|(key, e)| (*key, sum(e.microjoules))).collect(),
         attributed: ledger.attributed.clone(),
+        units: crate::snapshot::units::sums(&ledger.units, false, |_, _| None),
         gpus: Vec::new(),
         divergence: BTreeMap::new(),
         host: None,

@@ -258,8 +258,8 @@ impl NvmlBackend {
             energy: self.gpus.iter().flat_map(Gpu::energy).collect(),
             gpus: self.gpus.iter().map(|gpu| gpu.reading.clone()).collect(),
             gpu_events: self.log.clone(),
-            host: None,
             failures,
+            ..Reading::default()
         }
     }
 }

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which the lint's exception for tests misses")]
 
+mod busy;
 mod check;
 mod exposition;
 mod nvml;
 mod otlp;
 mod prometheus;
 mod rapl;
+mod units;

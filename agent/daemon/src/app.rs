@@ -25,19 +25,13 @@ use crate::export::push::{self, Push, SharedSpool};
 use crate::export::spool::{Spool, SpoolStats};
 use crate::identity::{self, Identity, IdentityError};
 use crate::ledger::store::StoreError;
-use crate::meter::{Meter, MeterError};
+use crate::meter::{Meter, MeterError, Recorder};
 use crate::snapshot::{NodeFacts, Snapshot};
 
 /// How long stopping may take: the service manager kills after its own, longer, time.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// What of it those may take that hand work back.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(3);
-/// What of it the last window may take on its way to the spool.
-const RECORD_WITHIN: Duration = Duration::from_secs(1);
-/// The task that ends by itself, after the meter.
-const RECORDER: &str = "the telemetry recorder";
-/// Threads for connections and timers; devices and the meter have their own.
-const ASYNC_THREADS: usize = 2;
 
 /// The agent cannot run, or failed while it ran.
 #[derive(Debug, thiserror::Error)]
@@ -112,8 +106,9 @@ pub struct Services {
 /// # Errors
 /// When something that it needs cannot be used, or a part of it fails.
 pub fn run(config: Config) -> Result<(), AppError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(ASYNC_THREADS)
+    // One thread for connections and timers: devices, the meter and what touches a disk have their own, and each
+    // thread that is woken for a few microseconds of work costs ten times as many.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(AppError::Runtime)?;
@@ -140,7 +135,10 @@ impl App {
         let listener = http::bind(config.listen).await?;
         let identity = identity::load(&config.state_dir, &config.machine_id_file, &config.procfs_root)?;
         let stats = Arc::<SpoolStats>::default();
-        let meter = Meter::start(&config, NodeFacts::new(&config, identity.clone()), Arc::clone(&stats))?;
+        let push = to_push(&config, &stats);
+        let recorder = push.as_ref().map(|(_, spool)| recorder(spool.clone()));
+        let facts = NodeFacts::new(&config, identity.clone());
+        let meter = Meter::start(&config, facts, stats, recorder)?;
         let services = Services {
             config: Arc::new(config),
             identity,
@@ -156,7 +154,13 @@ impl App {
         tasks.spawn("the /metrics server", async {
             server.await.map_or_else(|e| e.to_string(), |()| ended())
         });
-        start_push(&services, &mut tasks, stats);
+        if let Some((endpoint, spool)) = push {
+            let send = push::send(endpoint, services.identity.node.clone(), spool, services.push.clone());
+            tasks.spawn("the telemetry sender", async {
+                send.await;
+                ended()
+            });
+        }
         tasks.spawn("the watchdog", watchdog(services.meter.snapshots(), services.stopping.clone()));
         tasks.spawn_work("the leases", crate::lease::run(services.clone()));
         tracing::info!(
@@ -194,32 +198,27 @@ impl App {
             tracing::warn!("work could not be handed back in time; its leases run out");
         }
         self.services.meter.stop().await;
-        // The last window goes into the spool; the recorder ends with the meter.
-        let _ = tokio::time::timeout(RECORD_WITHIN, self.tasks.ended(&[RECORDER])).await;
         self.tasks.set.shutdown().await;
     }
 }
 
-fn start_push(services: &Services, tasks: &mut Tasks, stats: Arc<SpoolStats>) {
-    let config = &services.config;
+/// Where to push, and the spool of what is pushed; `None` where there is no collector.
+fn to_push(config: &Config, stats: &Arc<SpoolStats>) -> Option<(Endpoint, SharedSpool)> {
     // The configuration was checked; a URL that this crate takes otherwise would mean no push at all.
     let endpoint = config.collector.clone().map(Endpoint::from_shared).transpose();
     let endpoint = endpoint.unwrap_or_else(|error| {
         tracing::error!(%error, "the collector's URL cannot be used; nothing is pushed");
         None
     });
-    let Some(endpoint) = endpoint else { return };
-    let spool = SharedSpool::new(Spool::open(&config.spool_dir(), config.spool_max_bytes, stats));
-    let record = push::record(services.meter.snapshots(), spool.clone());
-    tasks.spawn(RECORDER, async {
-        record.await;
-        ended()
-    });
-    let send = push::send(endpoint, services.identity.node.clone(), spool, services.push.clone());
-    tasks.spawn("the telemetry sender", async {
-        send.await;
-        ended()
-    });
+    let spool = |endpoint| {
+        let spool = Spool::open(&config.spool_dir(), config.spool_max_bytes, Arc::clone(stats));
+        (endpoint, SharedSpool::new(spool))
+    };
+    endpoint.map(spool)
+}
+
+fn recorder(spool: SharedSpool) -> Recorder {
+    Box::new(move |snapshot| spool.record(snapshot))
 }
 
 fn ended() -> String {

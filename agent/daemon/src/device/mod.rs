@@ -5,6 +5,7 @@
 //! accumulated here but what only the backend can see (power integrated between windows, modelled energy).
 
 pub mod estimate;
+pub mod file;
 pub mod host;
 pub mod nvml;
 pub mod rapl;
@@ -220,6 +221,14 @@ impl Backend {
             Self::Units(_) => BackendKind::Units,
             #[cfg(test)]
             Self::Scripted(kind, _) => *kind,
+        }
+    }
+
+    /// How often it wants to be read; `interval` is the shortest that the configuration allows it.
+    fn pace(&self, interval: Duration) -> Duration {
+        match self {
+            Self::Nvml(nvml) => nvml.pace(interval),
+            _ => interval,
         }
     }
 

@@ -156,7 +156,7 @@ fn run(mut backend: Backend, interval: Duration, slot: &Slot) {
         slot.lock().reading_since = Some(began);
         let answer = backend.read(asked);
         finish(slot, backend.kind(), began, answer);
-        match wait_for_turn(slot, next_tick(clock::monotonic(), interval)) {
+        match wait_for_turn(slot, next_tick(clock::monotonic(), backend.pace(interval))) {
             Turn::Due => asked = false,
             Turn::Asked => asked = true,
             Turn::Stop => return,

@@ -6,7 +6,7 @@
 //! they were recorded, with their own times.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
@@ -49,11 +49,12 @@ pub struct Push {
     durable: Arc<watch::Sender<Durable>>,
 }
 
-/// The spool, shared by the task that records and the one that sends.
+/// The spool, shared by the thread that records and the task that sends.
 #[derive(Clone)]
 pub struct SharedSpool {
     spool: Arc<Mutex<Spool>>,
-    appended: Arc<watch::Sender<u64>>,
+    /// The newest frame: whoever has sent those before it need not ask the disk.
+    newest: Arc<watch::Sender<Option<Frame>>>,
 }
 
 impl Push {
@@ -92,7 +93,19 @@ impl Default for Push {
 impl SharedSpool {
     /// Shares a spool.
     pub fn new(spool: Spool) -> Self {
-        Self { spool: Arc::new(Mutex::new(spool)), appended: Arc::new(watch::Sender::new(0)) }
+        Self { spool: Arc::new(Mutex::new(spool)), newest: Arc::new(watch::Sender::new(None)) }
+    }
+
+    /// Records a snapshot as a frame. It touches the disk.
+    pub fn record(&self, snapshot: &Snapshot) {
+        let payload = otlp::request(snapshot).encode_to_vec().into();
+        let mut spool = self.lock();
+        spool.append(payload);
+        self.newest.send_replace(spool.newest().cloned());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Spool> {
+        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `work` on the spool, off the async threads: it touches the disk.
@@ -100,8 +113,8 @@ impl SharedSpool {
         &self,
         work: impl FnOnce(&mut Spool) -> T + Send + 'static,
     ) -> Option<T> {
-        let spool = Arc::clone(&self.spool);
-        let task = move || work(&mut spool.lock().unwrap_or_else(PoisonError::into_inner));
+        let shared = self.clone();
+        let task = move || work(&mut shared.lock());
         // It fails only when the runtime shuts down.
         tokio::task::spawn_blocking(task).await.ok()
     }
@@ -114,16 +127,6 @@ fn believed(position: u64) -> u64 {
     }
     tracing::error!(position, "the collector names an impossible spool position; ignored");
     0
-}
-
-/// Records each snapshot as a frame, until the meter ends.
-pub async fn record(mut snapshots: watch::Receiver<Arc<Snapshot>>, spool: SharedSpool) {
-    while snapshots.changed().await.is_ok() {
-        let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        let append = move |spool: &mut Spool| spool.append(otlp::request(&snapshot).encode_to_vec().into());
-        let Some(position) = spool.with(append).await else { return };
-        spool.appended.send_replace(position);
-    }
 }
 
 /// Sends frames to `collector` as long as it is polled.
@@ -213,23 +216,25 @@ impl Sender {
             Err(error) => return PushError::Connect(error),
         };
         let mut client = Grpc::new(channel);
-        let mut appended = self.spool.appended.subscribe();
+        let mut appended = self.spool.newest.subscribe();
         let mut known = *self.durable.borrow_and_update();
         let mut next = known.position + 1;
+        // What is durable may be so since before this connection: the spool is told at once.
+        let mut acknowledged = 0;
         loop {
             let durable = *self.durable.borrow_and_update();
             if durable.sessions != known.sessions {
                 next = durable.position + 1;
             }
             known = durable;
-            appended.borrow_and_update();
-            let read = move |spool: &mut Spool| {
-                if durable.position > 0 {
-                    spool.acknowledge(durable.position);
+            if durable.position > acknowledged {
+                acknowledged = durable.position;
+                if self.spool.with(move |spool| spool.acknowledge(acknowledged)).await.is_none() {
+                    return PushError::Stopping;
                 }
-                spool.read_from(next)
-            };
-            match self.spool.with(read).await {
+            }
+            let newest = appended.borrow_and_update().clone();
+            match self.frame(next, newest).await {
                 Some(Some(frame)) => {
                     if let Err(status) = self.send_frame(&mut client, &frame).await {
                         return PushError::Refused(status);
@@ -244,6 +249,14 @@ impl Sender {
                 }
                 None => return PushError::Stopping,
             }
+        }
+    }
+
+    /// The oldest frame at `next` or after it, if there is one; `None` when the runtime shuts down.
+    async fn frame(&self, next: u64, newest: Option<Frame>) -> Option<Option<Frame>> {
+        match newest {
+            Some(newest) if newest.position <= next => Some(Some(newest).filter(|n| n.position == next)),
+            _ => self.spool.with(move |spool| spool.read_from(next)).await,
         }
     }
 

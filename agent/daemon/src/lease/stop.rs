@@ -27,9 +27,7 @@ impl Leases {
                 "the last joules are not settled yet: they are kept and settled at the next start"
             );
         }
-        let traces = &mut self.traces;
-        // Sending the last spans blocks.
-        tokio::task::block_in_place(|| traces.stop());
+        self.traces.stop().await;
         tracing::info!(handed_back = unfinished.len(), "leases handed back");
     }
 

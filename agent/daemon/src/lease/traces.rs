@@ -135,11 +135,12 @@ impl Traces {
         span.end_with_timestamp(now);
     }
 
-    /// Sends what waits; blocks for a while, at most.
-    pub(super) fn stop(&mut self) {
-        if let Some(provider) = self.provider.take()
-            && let Err(error) = provider.shutdown_with_timeout(STOP_WITHIN)
-        {
+    /// Sends what waits, within a while.
+    pub(super) async fn stop(&mut self) {
+        let Some(provider) = self.provider.take() else { return };
+        // It blocks its thread until they are sent, which this one does.
+        let sent = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(STOP_WITHIN)).await;
+        if let Ok(Err(error)) = sent {
             tracing::warn!(%error, "the last traces could not be sent");
         }
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::core::Window;
-use super::{Shared, State};
+use super::{Recorder, Shared, State};
 use crate::clock;
 use crate::config::Gpus;
 use crate::device::Class;
@@ -51,6 +51,7 @@ pub(super) struct Engine {
     /// GPUs of this node; none where they are turned off.
     pub(super) wanted: Gpus,
     pub(super) interval: Duration,
+    pub(super) recorder: Option<Recorder>,
     pub(super) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(super) closed_at: Duration,
     /// When the last sync ended, and how long it took.
@@ -131,6 +132,9 @@ impl Engine {
         let snapshot = self.snapshot(&state, &ledger, &views, unix_nanos);
         let durable = state.durable_sequence;
         drop(state);
+        if let Some(record) = &mut self.recorder {
+            record(&snapshot);
+        }
         self.snapshots.send_replace(Arc::new(snapshot));
         self.shared.settlements.send_if_modified(|known| std::mem::replace(known, durable) != durable);
     }

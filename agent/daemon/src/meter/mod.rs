@@ -34,6 +34,9 @@ use engine::{Command, Engine};
 const COMMANDS: usize = 16;
 pub use shards::RunningShard;
 
+/// What is called with each snapshot, on the thread that closes windows, after its ledger was written.
+pub type Recorder = Box<dyn FnMut(&Snapshot) + Send>;
+
 /// The meter cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum MeterError {
@@ -79,23 +82,28 @@ impl Shared {
 }
 
 impl Meter {
-    /// Opens the ledger, starts the backends and the engine.
+    /// Opens the ledger, starts the backends and the engine. Each snapshot is recorded before it is shown.
     ///
     /// # Errors
     /// When the ledger cannot be used or a thread not be started.
-    pub fn start(config: &Config, node: NodeFacts, spool: Arc<SpoolStats>) -> Result<Self, MeterError> {
+    pub fn start(
+        config: &Config,
+        node: NodeFacts,
+        spool: Arc<SpoolStats>,
+        recorder: Option<Recorder>,
+    ) -> Result<Self, MeterError> {
         let (store, found) = Store::open(&config.state_dir)?;
         let core = open_ledger(found, &node, config);
         let backends = crate::device::backends(config).into_iter();
         let threads = backends.map(|(backend, interval)| BackendThread::start(backend, interval));
         let threads = threads.collect::<Result<Vec<_>, _>>().map_err(MeterError::Thread)?;
-        Self::with_threads(config, node, spool, store, core, threads)
+        Self::with_threads(config, node, (spool, recorder), store, core, threads)
     }
 
     fn with_threads(
         config: &Config,
         node: NodeFacts,
-        spool: Arc<SpoolStats>,
+        (spool, recorder): (Arc<SpoolStats>, Option<Recorder>),
         store: Store,
         core: Core,
         threads: Vec<BackendThread>,
@@ -128,6 +136,7 @@ impl Meter {
             // With NVML turned off no GPU is this node's.
             wanted: config.nvml_library.as_ref().map_or(Gpus::Listed(Vec::new()), |_| config.gpus.clone()),
             interval: config.metering.interval,
+            recorder,
             snapshots,
             closed_at: now,
             synced: (now, Duration::ZERO),

@@ -59,7 +59,7 @@ fn start(config: &Config) -> Meter {
         metering: crate::config::Metering { interval: NEVER, gpu_interval: NEVER },
         ..config.clone()
     };
-    Meter::with_threads(&config, node, Arc::default(), store, core, vec![thread]).unwrap()
+    Meter::with_threads(&config, node, (Arc::default(), None), store, core, vec![thread]).unwrap()
 }
 
 fn job() -> JobId {
@@ -235,7 +235,7 @@ async fn a_fixture_host_is_metered_through_real_files() {
     std::fs::create_dir_all(folder.path().join("proc")).unwrap();
     std::fs::write(folder.path().join("proc/stat"), "cpu0 1 0 0 9 0 0 0 0 0 0\nbtime 9\n").unwrap();
     let config = config(folder.path(), "host_fraction = 0.5\n");
-    let meter = Meter::start(&config, facts(&config), Arc::default()).unwrap();
+    let meter = Meter::start(&config, facts(&config), Arc::default(), None).unwrap();
     let mut snapshots = meter.snapshots();
     while snapshots.borrow().scopes.is_empty() {
         meter.flush().await;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use wattmill_protocol::Source;
 
+use super::file::Reader;
 use super::host::stat::{CpuTime, Stat};
 use super::rapl::Measured;
 use super::{Answer, Class, EnergyReading, Epoch, MeterId, ReadError, Reading, Scope};
@@ -106,6 +107,7 @@ pub struct Estimate {
     model: Model,
     accumulated: Accumulated,
     announced: bool,
+    reader: Reader,
 }
 
 /// Joules so far. Apart from the backend, so that its time is an argument.
@@ -140,7 +142,8 @@ impl Estimate {
     pub fn new(config: &Config, measured: Measured) -> Self {
         let model = Model::new(config.estimate, &config.procfs_root);
         let accumulated = Accumulated::default();
-        Self { procfs_root: config.procfs_root.clone(), measured, model, accumulated, announced: false }
+        let reader = Reader::default();
+        Self { procfs_root: config.procfs_root.clone(), measured, model, accumulated, announced: false, reader }
     }
 
     pub(super) fn read(&mut self) -> Answer {
@@ -148,7 +151,7 @@ impl Estimate {
             self.accumulated.last = None;
             return Answer::Absent;
         }
-        match Stat::read(&self.procfs_root) {
+        match Stat::read(&self.procfs_root, &mut self.reader) {
             Ok(stat) => self.reading(&stat, clock::monotonic()),
             Err(error) => Answer::Failed(ReadError::new(error.reason, error.message)),
         }

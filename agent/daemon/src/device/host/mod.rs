@@ -7,8 +7,6 @@ pub mod pressure;
 pub mod stat;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +14,9 @@ use std::time::Duration;
 use procfs::FromBufRead;
 use procfs::net::InterfaceDeviceStatus;
 use procfs::process::MountInfos;
-use procfs::{DiskStats, Meminfo};
+use procfs::DiskStats;
 
+use super::file::Reader;
 use super::{Answer, ReadError, Reading};
 use crate::clock;
 use crate::config::Bandwidth;
@@ -69,11 +68,34 @@ pub struct Usage {
 
 /// The backend.
 pub struct Host {
-    sysfs_root: PathBuf,
     procfs_root: PathBuf,
     cpus: CpuSet,
     bandwidth: Bandwidth,
+    reader: Reader,
     slow: Option<Slow>,
+    disks: Devices,
+    interfaces: Devices,
+}
+
+/// Names of a class of devices, and whether there is a device behind each: looked up once in [`SLOW_INTERVAL`].
+struct Devices {
+    class: PathBuf,
+    known: BTreeMap<String, bool>,
+}
+
+impl Devices {
+    fn new(class: PathBuf) -> Self {
+        Self { class, known: BTreeMap::new() }
+    }
+
+    fn is_physical(&mut self, name: &str) -> bool {
+        if let Some(physical) = self.known.get(name) {
+            return *physical;
+        }
+        let physical = self.class.join(name).join("device").exists();
+        self.known.insert(name.to_owned(), physical);
+        physical
+    }
 }
 
 /// What changes slowly and is dear to read: a mount costs a system call, and there may be hundreds.
@@ -87,11 +109,13 @@ impl Host {
     /// The host that the configuration names.
     pub fn new(config: &crate::config::Config) -> Self {
         Self {
-            sysfs_root: config.sysfs_root.clone(),
             procfs_root: config.procfs_root.clone(),
             cpus: config.cpus.clone(),
             bandwidth: config.bandwidth,
+            reader: Reader::default(),
             slow: None,
+            disks: Devices::new(config.sysfs_root.join("block")),
+            interfaces: Devices::new(config.sysfs_root.join("class/net")),
         }
     }
 
@@ -101,62 +125,76 @@ impl Host {
 
     fn read_at(&mut self, now: Duration) -> Answer {
         // CPU time is what attribution stands on: without it there is no reading. The rest may fail.
-        let stat = match Stat::read(&self.procfs_root) {
+        let stat = match Stat::read(&self.procfs_root, &mut self.reader) {
             Ok(stat) => stat,
             Err(error) => return Answer::Failed(error),
         };
         let mut failures = Vec::new();
+        let due = self.slow.as_ref().is_none_or(|slow| now.saturating_sub(slow.at) >= SLOW_INTERVAL);
+        if due {
+            self.disks.known.clear();
+            self.interfaces.known.clear();
+        }
         let interfaces = kept(self.interfaces(), &mut failures).unwrap_or_default();
-        let slow = match self.slow.take() {
-            Some(slow) if now.saturating_sub(slow.at) < SLOW_INTERVAL => slow,
-            _ => Slow {
+        if due {
+            self.slow = Some(Slow {
                 at: now,
                 filesystems: self.filesystems(),
                 link_bandwidth: self.link_bandwidth(interfaces.keys()),
-            },
-        };
+            });
+        }
         let memory = kept(self.memory(), &mut failures);
         let disks = kept(self.disks(), &mut failures).unwrap_or_default();
-        let slow = self.slow.insert(slow);
+        let pressure = kept(pressure::read(&self.procfs_root, &mut self.reader), &mut failures);
+        let slow = self.slow.as_ref();
+        let filesystems = slow.map_or(Ok(BTreeMap::new()), |slow| slow.filesystems.clone());
         let host = HostReading {
             host_cpu: stat.host(),
             node_cpu: stat.of(&self.cpus),
             cpu_modes: stat.modes,
-            pressure: kept(pressure::read(&self.procfs_root), &mut failures).unwrap_or_default(),
+            pressure: pressure.unwrap_or_default(),
             boot_unix_seconds: stat.boot_unix_seconds,
             memory,
             disks,
             interfaces,
-            filesystems: kept(slow.filesystems.clone(), &mut failures).unwrap_or_default(),
+            filesystems: kept(filesystems, &mut failures).unwrap_or_default(),
             bandwidth: Bandwidth {
-                network: self.bandwidth.network.or(slow.link_bandwidth),
+                network: self.bandwidth.network.or(slow.and_then(|slow| slow.link_bandwidth)),
                 ..self.bandwidth
             },
         };
         Answer::Reading(Reading { host: Some(Arc::new(host)), failures, ..Reading::default() })
     }
 
-    fn memory(&self) -> Result<Usage, ReadError> {
-        let meminfo: Meminfo = parse(&self.procfs_root.join("meminfo"))?;
-        let available = meminfo.mem_available.unwrap_or(meminfo.mem_free);
-        Ok(Usage { used_bytes: meminfo.mem_total.saturating_sub(available), size_bytes: meminfo.mem_total })
+    fn memory(&mut self) -> Result<Usage, ReadError> {
+        let path = self.procfs_root.join("meminfo");
+        let text = self.reader.text(&path)?;
+        let bytes = |key: &str| {
+            let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+            value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1_024)
+        };
+        // Before Linux 3.14 what is available is not told.
+        let size_and_rest = bytes("MemTotal").zip(bytes("MemAvailable").or(bytes("MemFree")));
+        let Some((size_bytes, available)) = size_and_rest else {
+            return Err(ReadError::new("invalid", format!("{} tells no memory", path.display())));
+        };
+        Ok(Usage { used_bytes: size_bytes.saturating_sub(available), size_bytes })
     }
 
-    fn disks(&self) -> Result<BTreeMap<String, (u64, u64)>, ReadError> {
-        let DiskStats(disks) = parse(&self.procfs_root.join("diskstats"))?;
-        let whole = |name: &str| self.sysfs_root.join("block").join(name).join("device").exists();
+    fn disks(&mut self) -> Result<BTreeMap<String, (u64, u64)>, ReadError> {
+        let DiskStats(disks) = parse(&mut self.reader, &self.procfs_root.join("diskstats"))?;
         let bytes = |sectors: u64| sectors.saturating_mul(SECTOR_BYTES);
-        let disks = disks.into_iter().filter(|disk| whole(&disk.name));
+        let disks = disks.into_iter().filter(|disk| self.disks.is_physical(&disk.name));
         Ok(disks
             .map(|d| (d.name, (bytes(d.sectors_read), bytes(d.sectors_written))))
             .take(MAX_SERIES)
             .collect())
     }
 
-    fn interfaces(&self) -> Result<BTreeMap<String, (u64, u64)>, ReadError> {
+    fn interfaces(&mut self) -> Result<BTreeMap<String, (u64, u64)>, ReadError> {
         let path = self.procfs_root.join("net/dev");
-        let InterfaceDeviceStatus(all) = parse(&path)?;
-        let physical = |name: &str| self.sysfs_root.join("class/net").join(name).join("device").exists();
+        let InterfaceDeviceStatus(all) = parse(&mut self.reader, &path)?;
+        let mut physical = |name: &str| self.interfaces.is_physical(name);
         // Bridges and bonds carry again what physical interfaces carried. A container has virtual ones
         // only: those are its network then.
         let any_physical = all.keys().any(|name| physical(name));
@@ -173,17 +211,17 @@ impl Host {
 
     /// Sum of the speeds of the links that are up, in bytes per second one way; `None` where no link says
     /// (a virtual one has no speed, and one that is down says -1).
-    fn link_bandwidth<'a>(&self, interfaces: impl Iterator<Item = &'a String>) -> Option<f64> {
+    fn link_bandwidth<'a>(&mut self, interfaces: impl Iterator<Item = &'a String>) -> Option<f64> {
         let megabits = interfaces.filter_map(|name| {
-            let speed = std::fs::read_to_string(self.sysfs_root.join("class/net").join(name).join("speed"));
-            speed.ok()?.trim().parse::<u32>().ok()
+            let speed = self.interfaces.class.join(name).join("speed");
+            self.reader.text(&speed).ok()?.trim().parse::<u32>().ok()
         });
         let sum: f64 = megabits.map(|speed| f64::from(speed) * 1e6 / 8.0).sum();
         (sum > 0.0).then_some(sum)
     }
 
-    fn filesystems(&self) -> Result<BTreeMap<String, Usage>, ReadError> {
-        let MountInfos(mounts) = parse(&self.procfs_root.join("self/mountinfo"))?;
+    fn filesystems(&mut self) -> Result<BTreeMap<String, Usage>, ReadError> {
+        let MountInfos(mounts) = parse(&mut self.reader, &self.procfs_root.join("self/mountinfo"))?;
         let mut seen = BTreeSet::new();
         let mut filesystems = BTreeMap::new();
         for mount in mounts {
@@ -217,9 +255,8 @@ fn kept<T>(result: Result<T, ReadError>, failures: &mut Vec<&'static str>) -> Op
         .ok()
 }
 
-fn parse<T: FromBufRead>(path: &Path) -> Result<T, ReadError> {
-    let file = File::open(path).map_err(|e| ReadError::io(path, &e))?;
-    T::from_buf_read(BufReader::new(file))
+fn parse<T: FromBufRead>(reader: &mut Reader, path: &Path) -> Result<T, ReadError> {
+    T::from_buf_read(reader.text(path)?.as_bytes())
         .map_err(|error| ReadError::new("invalid", format!("{}: {error}", path.display())))
 }
 
@@ -260,11 +297,13 @@ mod tests {
         fs::create_dir_all(root.join("sys/block/sda/device")).unwrap();
         fs::create_dir_all(root.join("sys/block/dm-0")).unwrap();
         Host {
-            sysfs_root: root.join("sys"),
             procfs_root: root.join("proc"),
             cpus: "1".parse().unwrap(),
             bandwidth: Bandwidth::default(),
+            reader: Reader::default(),
             slow: None,
+            disks: Devices::new(root.join("sys/block")),
+            interfaces: Devices::new(root.join("sys/class/net")),
         }
     }
 

@@ -4,10 +4,10 @@
 //! and attribution needs the CPUs that are the node's.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use super::super::ReadError;
+use super::super::file::Reader;
 use crate::cpus::CpuSet;
 
 /// Nanoseconds of a tick: Linux shows user space 100 ticks a second on every architecture that has GPUs
@@ -73,10 +73,9 @@ impl Stat {
     ///
     /// # Errors
     /// When it cannot be read, or shows no CPU.
-    pub fn read(procfs_root: &Path) -> Result<Self, ReadError> {
+    pub fn read(procfs_root: &Path, reader: &mut Reader) -> Result<Self, ReadError> {
         let path = procfs_root.join("stat");
-        let text = fs::read_to_string(&path).map_err(|e| ReadError::io(&path, &e))?;
-        let stat = Self::parse(&text);
+        let stat = Self::parse(reader.text(&path)?);
         if stat.cpus.is_empty() {
             return Err(ReadError::new("invalid", format!("{} shows no CPU", path.display())));
         }

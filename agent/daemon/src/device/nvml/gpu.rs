@@ -37,6 +37,8 @@ pub(super) struct Gpu {
     attached: Option<Attached>,
     /// Whether it came or went since that was last asked.
     moved: bool,
+    /// Whether its energy, or its module's, hangs on power at instants.
+    wants_power_often: bool,
     /// Full readings since the energy counter last told something.
     counter_misses: u32,
     energy: Option<(u64, Duration)>,
@@ -61,6 +63,8 @@ struct Attached {
 pub(super) struct Pace {
     /// Over more than this between two readings no power is assumed.
     pub(super) max_span: Duration,
+    /// The same of a GPU that tells its mean power and is read as seldom as that allows.
+    pub(super) max_mean_span: Duration,
     /// Time between two full readings.
     pub(super) window: Duration,
 }
@@ -71,6 +75,7 @@ impl Gpu {
             reading: GpuReading { uuid: uuid.to_owned(), lost: Some("not_found"), ..GpuReading::default() },
             attached: None,
             moved: false,
+            wants_power_often: false,
             // It has told nothing yet.
             counter_misses: MAX_COUNTER_MISSES,
             energy: None,
@@ -90,6 +95,12 @@ impl Gpu {
     /// Whether it was there and does not answer.
     pub(super) fn is_lost(&self) -> bool {
         !self.reading.up && !self.reading.model.is_empty()
+    }
+
+    /// Whether power has to be read as often as may be: no counter tells its energy, or its power is told at
+    /// instants alone.
+    pub(super) fn wants_power_often(&self) -> bool {
+        self.wants_power_often && self.attached.is_some()
     }
 
     /// Whether it came or went since that was last asked.
@@ -168,10 +179,14 @@ impl Gpu {
         let fields = &attached.fields;
         self.received.add(fields.get(Figure::PcieReceive), at);
         self.transmitted.add(fields.get(Figure::PcieTransmit), at);
-        self.integrator.note(power.to_integrate(), at, pace.max_span);
-        if fields.has(Figure::InstantModule) {
-            self.module.note(fields.get(Figure::InstantModule), at, pace.max_span);
+        let max_span = if self.wants_power_often { pace.max_span } else { pace.max_mean_span };
+        self.integrator.note(power.to_integrate(), at, max_span);
+        let module = [Figure::AverageModule, Figure::InstantModule].into_iter().find(|m| fields.has(*m));
+        if let Some(module) = module {
+            self.module.note(fields.get(module), at, max_span);
         }
+        let means = power.is_mean() && module != Some(Figure::InstantModule);
+        self.wants_power_often = !(means && self.counter_misses == 0);
         if full {
             let recovery = fields.get(Figure::RecoveryAction).and_then(recovery_action);
             self.note_counter(energy);

@@ -42,8 +42,10 @@ const REDISCOVER: Duration = Duration::from_secs(10);
 /// How often the library is let go of and loaded anew while a GPU is lost: a driver shows one that came back on
 /// the bus only to those that initialise after that.
 const REOPEN: Duration = Duration::from_secs(300);
-/// Power is integrated over this many missed readings at most.
+/// Power at instants is integrated over this many missed readings at most, and over a second in any case.
 const MAX_MISSED: u32 = 10;
+/// What a mean power is the mean of.
+const MEAN_SPAN: Duration = Duration::from_secs(1);
 /// Most watts that a module may draw: several times the largest sold.
 const MAX_GPU_WATTS: f64 = 5_000.0;
 
@@ -101,6 +103,15 @@ impl NvmlBackend {
             full_window: None,
             reopen_after: REOPEN,
         }
+    }
+
+    /// `interval`, while a GPU's energy has to be added up from instants of power; else once in the span of its
+    /// means, which miss nothing in between. Each reading costs the driver's lock, and wakes a processor.
+    pub(super) fn pace(&self, interval: Duration) -> Duration {
+        if self.gpus.iter().any(Gpu::wants_power_often) {
+            return interval;
+        }
+        interval.max(MEAN_SPAN).min(self.metering.interval)
     }
 
     pub(super) fn read(&mut self, asked: bool) -> Answer {
@@ -228,8 +239,12 @@ impl NvmlBackend {
         let window = now.as_nanos() / self.metering.interval.as_nanos().max(1);
         let full = asked || self.full_window != Some(window);
         self.full_window = Some(window);
-        let max_span = (self.metering.gpu_interval * MAX_MISSED).max(Duration::from_secs(1));
-        let pace = Pace { max_span, window: self.metering.interval };
+        let pace = Pace {
+            max_span: (self.metering.gpu_interval * MAX_MISSED).max(MEAN_SPAN),
+            // One that is missed, at most.
+            max_mean_span: MEAN_SPAN.saturating_mul(5) / 2,
+            window: self.metering.interval,
+        };
         for gpu in &mut self.gpus {
             // A lost GPU is asked once a window: each call to it may write to the kernel's log.
             if !gpu.reading.up && !full {

@@ -84,6 +84,11 @@ impl Reading {
         self.average.or(self.usage.map(|(_, milliwatts)| milliwatts)).or(self.instant)
     }
 
+    /// Whether what is integrated is a mean.
+    pub(super) fn is_mean(self) -> bool {
+        self.average.is_some() || matches!(self.usage, Some((Usage::Average, _)))
+    }
+
     /// Watts to show, the older call's by what it means.
     pub(super) fn shown(self) -> Power {
         let mut shown = self.fields;

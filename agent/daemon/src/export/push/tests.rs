@@ -52,7 +52,7 @@ impl MetricsService for Recorder {
 struct Bench {
     seen: mpsc::Receiver<(String, u64, u64)>,
     failing: Arc<AtomicI32>,
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    spool: SharedSpool,
     push: Push,
     connected: Arc<Notify>,
     stats: Arc<SpoolStats>,
@@ -80,16 +80,14 @@ impl Bench {
         let told = Arc::clone(&connected);
         let incoming = TcpListenerStream::new(listener).inspect(move |_| told.notify_one());
         tokio::spawn(server.serve_with_incoming(incoming));
-        let (snapshots, receiver) = watch::channel(Arc::new(sample()));
-        tokio::spawn(record(receiver, spool.clone()));
         let (push, node) = (Push::new(), NodeId::random());
-        tokio::spawn(send_with(endpoint, node.clone(), spool, push.clone(), pauses));
-        Self { seen, failing, snapshots, push, connected, stats, node, _folder: folder }
+        tokio::spawn(send_with(endpoint, node.clone(), spool.clone(), push.clone(), pauses));
+        Self { seen, failing, spool, push, connected, stats, node, _folder: folder }
     }
 
     /// A window closes at that time.
     fn window(&self, unix_nanos: u64) {
-        self.snapshots.send_replace(Arc::new(Snapshot { unix_nanos, ..sample() }));
+        self.spool.record(&Snapshot { unix_nanos, ..sample() });
     }
 
     async fn next(&mut self) -> (u64, u64) {

@@ -59,6 +59,8 @@ pub struct Spool {
     segments: VecDeque<Segment>,
     active: Option<File>,
     memory: VecDeque<Frame>,
+    /// The last one that was appended here.
+    newest: Option<Frame>,
     /// Position of the next frame.
     next: u64,
     /// Frames up to here are not waited for any more.
@@ -85,6 +87,7 @@ impl Spool {
             segments: VecDeque::new(),
             active: None,
             memory: VecDeque::new(),
+            newest: None,
             next: 1,
             acknowledged: 0,
             reader: None,
@@ -108,7 +111,9 @@ impl Spool {
             self.drop_frames(1);
             return position;
         }
-        self.memory.push_back(Frame { position, payload });
+        let frame = Frame { position, payload };
+        self.newest = Some(frame.clone());
+        self.memory.push_back(frame);
         match self.write_memory() {
             Ok(()) => self.recovered(),
             Err(error) => self.fail(&error),
@@ -116,6 +121,11 @@ impl Spool {
         self.bound();
         self.publish();
         position
+    }
+
+    /// The newest frame, if one was appended since the spool was opened.
+    pub fn newest(&self) -> Option<&Frame> {
+        self.newest.as_ref()
     }
 
     /// The oldest frame at `position` or after it.
@@ -158,6 +168,7 @@ impl Spool {
         );
         self.drop_frames((self.next - 1).saturating_sub(self.acknowledged));
         self.memory.clear();
+        self.newest = None;
         while !self.segments.is_empty() {
             self.remove_oldest();
         }

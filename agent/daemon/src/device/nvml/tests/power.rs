@@ -131,3 +131,32 @@ fn limits_and_their_constraints_are_read_the_fixed_ones_once() {
     assert_eq!(calls(&mut bench, "nvmlDeviceGetPowerManagementDefaultLimit"), 1);
     assert!(calls(&mut bench, "nvmlDeviceGetEnforcedPowerLimit") > 1);
 }
+
+#[test]
+fn power_is_read_as_often_as_its_energy_hangs_on_it() {
+    let (often, seldom) = (Duration::from_millis(100), Duration::from_secs(1));
+    let without_counter = GpuConfig { energy_counter: false, ..preset(Preset::H100) };
+    for (name, gpus, pace) in [
+        ("means beside a counter miss nothing", vec![preset(Preset::H100), preset(Preset::L40s)], seldom),
+        ("instants", vec![preset(Preset::A100)], often),
+        ("instants of one", vec![preset(Preset::H100), preset(Preset::T4)], often),
+        ("no counter", vec![without_counter], often),
+        ("no GPU", vec![], seldom),
+    ] {
+        let mut bench = bench(gpus);
+        bench.backend.metering = Metering { interval: 10 * seldom, gpu_interval: often };
+        read(&mut bench.backend);
+        assert_eq!(bench.backend.pace(often), pace, "{name}");
+        bench.backend.metering.interval = often;
+        assert_eq!(bench.backend.pace(often), often, "{name}: windows are as short");
+    }
+    let mut bench = bench(vec![preset(Preset::H100)]);
+    bench.backend.metering = Metering { interval: seldom, gpu_interval: often };
+    for (counter, pace) in [(Some(Code::NoPermission), often), (None, seldom)] {
+        fail(&mut bench, "nvmlDeviceGetTotalEnergyConsumption", counter);
+        // The counter of this reading decides on the next one.
+        read(&mut bench.backend);
+        read(&mut bench.backend);
+        assert_eq!(bench.backend.pace(often), pace, "{counter:?}");
+    }
+}

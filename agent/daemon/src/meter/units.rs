@@ -79,6 +79,13 @@ struct Recent {
 /// Mean watts by scope and source.
 type Watts = BTreeMap<(Scope, Source), f64>;
 
+/// A figure of each placed unit, and of all that have no place.
+#[derive(Default)]
+struct Drawn<T> {
+    placed: BTreeMap<Arc<Unit>, T>,
+    rest: T,
+}
+
 /// What is kept of units from window to window, beside the ledger.
 pub(super) struct Units {
     /// `None` where units are not told apart.
@@ -87,10 +94,10 @@ pub(super) struct Units {
     /// CPU time of shards that is still to be taken out of their units: the two are not read at the same instant.
     owed: BTreeMap<Arc<Unit>, u64>,
     recent: BTreeMap<Arc<Unit>, Recent>,
-    /// What placed units, and the rest under `None`, used in the open window.
-    window: BTreeMap<Option<Arc<Unit>>, Sums>,
+    /// What was used in the open window.
+    window: Drawn<Sums>,
     /// Mean watts of the last one.
-    powers: BTreeMap<Option<Arc<Unit>>, Watts>,
+    powers: Drawn<Watts>,
 }
 
 impl Units {
@@ -107,8 +114,8 @@ impl Units {
             before: None,
             owed: BTreeMap::new(),
             recent: BTreeMap::new(),
-            window: BTreeMap::new(),
-            powers: BTreeMap::new(),
+            window: Drawn::default(),
+            powers: Drawn::default(),
         }
     }
 
@@ -119,8 +126,12 @@ impl Units {
 
     /// Mean watts in the last window, of a placed unit or (`None`) of those without a place.
     pub(super) fn watts(&self, unit: Option<&Unit>, key: (Scope, Source)) -> Option<f64> {
-        let found = self.powers.iter().find(|(of, _)| of.as_deref() == unit);
-        found.map(|(_, watts)| watts.get(&key).copied().unwrap_or(0.0))
+        let watts = match unit {
+            Some(unit) => self.powers.placed.get(unit)?,
+            None => &self.powers.rest,
+        };
+        // Those that used nothing draw nothing.
+        Some(watts.get(&key).copied().unwrap_or(0.0))
     }
 
     /// Those that used the node in the window; `shards` is CPU time of shards by the unit that they run in.
@@ -187,10 +198,12 @@ impl Units {
     ) {
         for (unit, part) in users.units.iter().zip(parts).filter(|(_, part)| **part > 0) {
             self.recent.entry(Arc::clone(unit)).or_default().window += part;
-            let placed = sums.placed.get_mut(unit.as_ref());
-            let key = placed.is_some().then(|| Arc::clone(unit));
-            placed.map_or(&mut sums.rest, |entry| &mut entry.sums).add(scope, source, *part);
-            self.window.entry(key).or_default().add(scope, source, *part);
+            let (sums, window) = match sums.placed.get_mut(unit.as_ref()) {
+                Some(entry) => (&mut entry.sums, self.window.placed.entry(Arc::clone(unit)).or_default()),
+                None => (&mut sums.rest, &mut self.window.rest),
+            };
+            sums.add(scope, source, *part);
+            window.add(scope, source, *part);
         }
     }
 
@@ -202,7 +215,8 @@ impl Units {
         let there = self.before.clone();
         let is_there = |unit: &Unit, recent: Option<&Recent>| {
             recent.is_some_and(|recent| recent.window > 0)
-                || there.as_ref().is_some_and(|reading| reading.nanos.contains_key(unit))
+                // While nobody can look, nobody has left.
+                || there.as_ref().is_none_or(|reading| reading.nanos.contains_key(unit))
         };
         for (unit, entry) in &mut sums.placed {
             if is_there(unit, self.recent.get(unit)) {
@@ -226,14 +240,16 @@ impl Units {
         if seconds <= 0.0 {
             return;
         }
-        window.entry(None).or_default();
-        for unit in sums.placed.keys() {
-            // Those that used nothing draw nothing.
-            window.entry(Some(Arc::new(unit.clone()))).or_default();
-        }
-        let watts =
-            |sums: Sums| sums.0.into_iter().map(|(key, uj)| (key, uj as f64 / 1e6 / seconds)).collect();
-        self.powers = window.into_iter().map(|(unit, sums)| (unit, watts(sums))).collect();
+        let watts = |sums: Sums| -> Watts {
+            sums.0.into_iter().map(|(key, uj)| (key, uj as f64 / 1e6 / seconds)).collect()
+        };
+        let drawn = |unit: &Unit| {
+            let drew = window.placed.remove_entry(unit);
+            let (unit, sums) = drew.unwrap_or_else(|| (Arc::new(unit.clone()), Sums::default()));
+            (unit, watts(sums))
+        };
+        let placed = sums.placed.keys().map(drawn).collect();
+        self.powers = Drawn { placed, rest: watts(window.rest) };
     }
 
     /// Takes the places of those that were not there for long.

@@ -108,10 +108,8 @@ pub struct Services {
 pub fn run(config: Config) -> Result<(), AppError> {
     // One thread for connections and timers: devices, the meter and what touches a disk have their own, and each
     // thread that is woken for a few microseconds of work costs ten times as many.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(AppError::Runtime)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
     let result = runtime.block_on(App::start(config));
     let result = match result {
         Ok(app) => runtime.block_on(app.run()),

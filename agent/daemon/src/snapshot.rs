@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wattmill_protocol::catalogue as cat;
-use wattmill_protocol::exposition::Point;
 use wattmill_protocol::{Energy, Source};
 
 use crate::config::Config;
@@ -129,9 +128,9 @@ pub struct Snapshot {
     pub spool: SpoolFigures,
 }
 
-/// Every value of a snapshot, in the catalogue's terms.
-pub fn points(snapshot: &Snapshot) -> Vec<Point> {
-    let mut points = Points(Vec::with_capacity(128));
+/// Tells every value of a snapshot, in the catalogue's terms: the metric, a value for each of its labels, its value.
+pub fn visit(snapshot: &Snapshot, mut each: impl FnMut(&'static cat::Metric, &[&str], f64)) {
+    let mut points = Points(&mut each);
     node(&mut points, snapshot);
     energy(&mut points, snapshot);
     units::add(&mut points, snapshot);
@@ -142,14 +141,13 @@ pub fn points(snapshot: &Snapshot) -> Vec<Point> {
         self::host(&mut points, host);
     }
     agent(&mut points, snapshot);
-    points.0
 }
 
-struct Points(Vec<Point>);
+struct Points<'a>(&'a mut dyn FnMut(&'static cat::Metric, &[&str], f64));
 
-impl Points {
+impl Points<'_> {
     fn add(&mut self, metric: &'static cat::Metric, labels: &[&str], value: f64) {
-        self.0.push(Point::new(metric, labels, value));
+        (self.0)(metric, labels, value);
     }
 
     fn add_some(&mut self, metric: &'static cat::Metric, labels: &[&str], value: Option<f64>) {
@@ -163,7 +161,7 @@ fn joules(microjoules: u64) -> f64 {
     microjoules as f64 / 1e6
 }
 
-fn node(points: &mut Points, snapshot: &Snapshot) {
+fn node(points: &mut Points<'_>, snapshot: &Snapshot) {
     let NodeFacts { identity, name, cpu_model, .. } = &*snapshot.node;
     let labels =
         [identity.node.as_str(), name, &identity.machine_id, cpu_model, &snapshot.numerics, crate::VERSION];
@@ -174,7 +172,7 @@ fn node(points: &mut Points, snapshot: &Snapshot) {
     }
 }
 
-fn energy(points: &mut Points, snapshot: &Snapshot) {
+fn energy(points: &mut Points<'_>, snapshot: &Snapshot) {
     for (meter, sum) in &snapshot.meters {
         let labels = [meter.device.as_str(), meter.source.as_str()];
         match meter.class {
@@ -202,7 +200,7 @@ fn energy(points: &mut Points, snapshot: &Snapshot) {
     }
 }
 
-fn host(points: &mut Points, host: &HostReading) {
+fn host(points: &mut Points<'_>, host: &HostReading) {
     if let Some(memory) = host.memory {
         points.add(&cat::HOST_MEMORY_USED, &[], memory.used_bytes as f64);
         points.add(&cat::HOST_MEMORY_SIZE, &[], memory.size_bytes as f64);
@@ -230,7 +228,7 @@ fn host(points: &mut Points, host: &HostReading) {
     }
 }
 
-fn agent(points: &mut Points, snapshot: &Snapshot) {
+fn agent(points: &mut Points<'_>, snapshot: &Snapshot) {
     points.add_some(&cat::HOST_CPU_UTILIZATION, &[], snapshot.cpu_utilization);
     for backend in &snapshot.backends {
         let name = backend.kind.as_str();
@@ -322,7 +320,9 @@ pub(crate) mod tests {
 
     #[test]
     fn the_text_shows_everything_once() {
-        let text = exposition::text(&points(&sample())).unwrap();
+        let mut text = exposition::Text::default();
+        visit(&sample(), |metric, labels, value| text.add(metric, labels, value));
+        let text = text.finish();
         let values: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         insta::assert_snapshot!(values.join("\n"));
         let mut series: Vec<&str> =
@@ -334,9 +334,12 @@ pub(crate) mod tests {
 
     #[test]
     fn a_lost_gpu_keeps_its_energy_and_shows_no_other_value() {
-        let points = points(&sample());
-        let lost: Vec<_> = points.iter().filter(|p| p.labels.iter().any(|l| l == "GPU-lost")).collect();
-        let shown: Vec<_> = lost.iter().map(|p| (p.metric.name, p.value)).collect();
+        let mut shown = Vec::new();
+        visit(&sample(), |metric, labels, value| {
+            if labels.contains(&"GPU-lost") {
+                shown.push((metric.name, value));
+            }
+        });
         let lost = ("wattmill_gpu_lost_info", 1.0);
         assert_eq!(shown, [("wattmill_gpu_energy_joules_total", 9.0), ("wattmill_gpu_up", 0.0), lost]);
     }

@@ -1,24 +1,26 @@
 //! `/metrics` for Prometheus, and `/healthz`.
 //!
-//! Invariant: a scrape is rendered from the newest snapshot and waits for nothing.
+//! Invariant: a scrape is rendered from the newest snapshot and waits for no device or disk. Each snapshot is
+//! rendered once, when it is first asked for, however many scrapers there are.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wattmill_protocol::exposition;
+use wattmill_protocol::exposition::{self, Text};
 
 use crate::clock;
-use crate::snapshot::{Snapshot, points};
+use crate::snapshot::{Snapshot, visit};
 
 /// Windows that may be missed before the agent calls itself unhealthy.
 const MISSED_WINDOWS: u32 = 5;
@@ -35,7 +37,33 @@ pub struct ListenError {
 #[derive(Clone)]
 struct Exporter {
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    page: Arc<Mutex<Option<Page>>>,
     patience: Duration,
+}
+
+/// A snapshot as it is sent.
+struct Page {
+    of: Arc<Snapshot>,
+    text: Bytes,
+    /// Compressed, once somebody took it so.
+    gzip: Option<Bytes>,
+}
+
+impl Page {
+    fn render(snapshot: Arc<Snapshot>) -> Self {
+        let mut text = Text::default();
+        visit(&snapshot, |metric, labels, value| text.add(metric, labels, value));
+        Self { of: snapshot, text: text.finish().into(), gzip: None }
+    }
+
+    /// Compressed; `None` where that fails.
+    fn gzip(&mut self) -> Option<Bytes> {
+        if self.gzip.is_none() {
+            let text = std::str::from_utf8(&self.text).ok()?;
+            self.gzip = exposition::gzip(text).ok().map(Bytes::from);
+        }
+        self.gzip.clone()
+    }
 }
 
 /// Takes the address; nothing is served yet.
@@ -62,20 +90,28 @@ pub async fn serve(
 
 fn router(snapshots: watch::Receiver<Arc<Snapshot>>, interval: Duration) -> Router {
     let patience = interval * MISSED_WINDOWS;
-    Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .with_state(Exporter { snapshots, patience })
+    Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(Exporter {
+        snapshots,
+        page: Arc::default(),
+        patience,
+    })
 }
 
-async fn metrics(State(exporter): State<Exporter>) -> Response {
+async fn metrics(State(exporter): State<Exporter>, headers: HeaderMap) -> Response {
+    let takes = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let takes_gzip = takes.into_iter().any(exposition::accepts_gzip);
     let snapshot = Arc::clone(&exporter.snapshots.borrow());
-    match exposition::text(&points(&snapshot)) {
-        Ok(text) => ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "the metrics cannot be rendered");
-            (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
-        }
+    let (text, gzip) = {
+        let mut page = exporter.page.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = page.take().filter(|page| Arc::ptr_eq(&page.of, &snapshot));
+        let page = page.insert(fresh.unwrap_or_else(|| Page::render(snapshot)));
+        (page.text.clone(), if takes_gzip { page.gzip() } else { None })
+    };
+    let described =
+        [(header::CONTENT_TYPE, exposition::CONTENT_TYPE), (header::VARY, header::ACCEPT_ENCODING.as_str())];
+    match gzip {
+        Some(gzip) => (described, [(header::CONTENT_ENCODING, "gzip")], gzip).into_response(),
+        None => (described, text).into_response(),
     }
 }
 
@@ -126,6 +162,28 @@ mod tests {
         assert!(fetch(address, "/other").await.starts_with("HTTP/1.1 404"));
         cancel.cancel();
         server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_is_rendered_once_for_all_scrapers_plain_and_compressed() {
+        let (sender, snapshots) = watch::channel(Arc::new(sample()));
+        let exporter = Exporter { snapshots, page: Arc::default(), patience: Duration::from_secs(1) };
+        let scrape = async |takes: &'static str| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, takes.parse().unwrap())]);
+            let answer = metrics(State(exporter.clone()), headers).await;
+            let coding = answer.headers().get(header::CONTENT_ENCODING).cloned();
+            (coding, axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap())
+        };
+        let (coding, plain) = scrape("identity").await;
+        assert_eq!(coding, None);
+        let (coding, packed) = scrape("gzip, br").await;
+        assert_eq!(coding.unwrap(), "gzip");
+        assert!(packed.len() < plain.len() / 3 && packed.starts_with(&[0x1f, 0x8b]), "{}", packed.len());
+        let (again, packed_again) = (scrape("deflate").await.1, scrape("gzip").await.1);
+        assert_eq!((again.as_ptr(), packed_again.as_ptr()), (plain.as_ptr(), packed.as_ptr()), "no copies");
+        sender.send_replace(Arc::new(Snapshot { useful_flops: 7, ..sample() }));
+        let text = scrape("").await.1;
+        assert!(String::from_utf8(text.to_vec()).unwrap().contains("flops_total{precision=\"f32\"} 7\n"));
     }
 
     #[tokio::test]

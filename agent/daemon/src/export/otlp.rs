@@ -14,9 +14,8 @@ use opentelemetry_proto::tonic::metrics::v1::{
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use wattmill_protocol::catalogue::{self as cat, Kind, Otlp, SEMANTIC_CONVENTIONS};
-use wattmill_protocol::exposition::Point;
 
-use crate::snapshot::{Snapshot, points};
+use crate::snapshot::{Snapshot, visit};
 
 /// A snapshot as a request.
 pub fn request(snapshot: &Snapshot) -> ExportMetricsServiceRequest {
@@ -57,16 +56,15 @@ fn resource(snapshot: &Snapshot) -> Resource {
 ///
 /// Metrics of one OTLP name are one metric: a GPU's `hw.energy` and a CPU's differ in attributes.
 fn metrics(snapshot: &Snapshot) -> Vec<Metric> {
-    let points = points(snapshot);
     let mut families: BTreeMap<&'static str, (&'static cat::Metric, &'static Otlp, Vec<NumberDataPoint>)> =
         BTreeMap::new();
-    // A description with a part that is not known yet is not pushed: the collector takes whole ones.
-    for point in points.iter().filter(|point| point.labels.iter().all(|label| !label.is_empty())) {
-        if let Some(otlp) = &point.metric.otlp {
-            let family = families.entry(otlp.name).or_insert((point.metric, otlp, Vec::new()));
-            family.2.push(data_point(point, otlp, snapshot));
+    visit(snapshot, |metric, labels, value| {
+        // A description with a part that is not known yet is not pushed: the collector takes whole ones.
+        if let Some(otlp) = metric.otlp.as_ref().filter(|_| labels.iter().all(|label| !label.is_empty())) {
+            let family = families.entry(otlp.name).or_insert((metric, otlp, Vec::new()));
+            family.2.push(data_point((metric, otlp), labels, value, snapshot));
         }
-    }
+    });
     families.into_values().map(|(metric, otlp, points)| family(metric, otlp, points)).collect()
 }
 
@@ -82,17 +80,22 @@ fn family(metric: &'static cat::Metric, otlp: &'static Otlp, data_points: Vec<Nu
     Metric { name: otlp.name.to_owned(), unit: otlp.unit.to_owned(), data: Some(data), ..Metric::default() }
 }
 
-fn data_point(point: &Point, otlp: &Otlp, snapshot: &Snapshot) -> NumberDataPoint {
+fn data_point(
+    (metric, otlp): (&cat::Metric, &Otlp),
+    labels: &[&str],
+    value: f64,
+    snapshot: &Snapshot,
+) -> NumberDataPoint {
     let fixed = otlp.fixed.iter().map(|(key, value)| text(key, value));
-    let labels = otlp.attributes.iter().zip(&point.labels);
+    let labels = otlp.attributes.iter().zip(labels);
     NumberDataPoint {
         attributes: fixed.chain(labels.map(|(key, value)| text(key, value))).collect(),
-        start_time_unix_nano: match point.metric.kind {
-            Kind::Counter => started(point.metric, snapshot).min(snapshot.unix_nanos),
+        start_time_unix_nano: match metric.kind {
+            Kind::Counter => started(metric, snapshot).min(snapshot.unix_nanos),
             Kind::Gauge => 0,
         },
         time_unix_nano: snapshot.unix_nanos,
-        value: Some(number_data_point::Value::AsDouble(point.value)),
+        value: Some(number_data_point::Value::AsDouble(value)),
         ..NumberDataPoint::default()
     }
 }

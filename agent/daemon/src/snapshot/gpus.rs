@@ -12,7 +12,7 @@ use crate::device::{Class, MeterId};
 /// What a label says where there is nothing to say.
 const NONE: &str = "none";
 
-pub(super) fn add(points: &mut Points, gpu: &GpuReading, snapshot: &Snapshot) {
+pub(super) fn add(points: &mut Points<'_>, gpu: &GpuReading, snapshot: &Snapshot) {
     let uuid = gpu.uuid.as_str();
     points.add(&cat::GPU_UP, &[uuid], f64::from(u8::from(gpu.up)));
     if !gpu.model.is_empty() {
@@ -28,7 +28,7 @@ pub(super) fn add(points: &mut Points, gpu: &GpuReading, snapshot: &Snapshot) {
     }
 }
 
-fn counters(points: &mut Points, gpu: &GpuReading) {
+fn counters(points: &mut Points<'_>, gpu: &GpuReading) {
     let uuid = gpu.uuid.as_str();
     for (reason, seconds) in &gpu.throttle_seconds {
         points.add(&cat::GPU_THROTTLE_SECONDS, &[uuid, reason], *seconds);
@@ -41,7 +41,7 @@ fn counters(points: &mut Points, gpu: &GpuReading) {
     points.add_some(&cat::GPU_ECC_ERRORS, &[uuid], gpu.events.double_bit_ecc.map(|count| count as f64));
 }
 
-fn gauges(points: &mut Points, gpu: &GpuReading, snapshot: &Snapshot) {
+fn gauges(points: &mut Points<'_>, gpu: &GpuReading, snapshot: &Snapshot) {
     let uuid = gpu.uuid.as_str();
     let mean = |source| {
         let meter = MeterId { class: Class::Gpu, device: uuid.to_owned(), source };
@@ -65,7 +65,7 @@ fn gauges(points: &mut Points, gpu: &GpuReading, snapshot: &Snapshot) {
     points.add_some(&cat::GPU_FOREIGN_PROCESSES, &[uuid], foreign);
 }
 
-fn descriptions(points: &mut Points, gpu: &GpuReading) {
+fn descriptions(points: &mut Points<'_>, gpu: &GpuReading) {
     let uuid = gpu.uuid.as_str();
     if let Some(action) = gpu.recovery_action {
         points.add(&cat::GPU_RECOVERY_ACTION_INFO, &[uuid, action], 1.0);
@@ -78,7 +78,7 @@ fn descriptions(points: &mut Points, gpu: &GpuReading) {
     }
 }
 
-fn scoped(points: &mut Points, metric: &'static cat::Metric, uuid: &str, watts: &Scoped) {
+fn scoped(points: &mut Points<'_>, metric: &'static cat::Metric, uuid: &str, watts: &Scoped) {
     for (scope, watts) in watts.labelled() {
         points.add_some(metric, &[uuid, scope], watts);
     }
@@ -127,9 +127,11 @@ mod tests {
     }
 
     fn text(gpu: &GpuReading) -> String {
-        let mut points = Points(Vec::new());
+        let mut text = exposition::Text::default();
+        let mut each = |metric, labels: &[&str], value| text.add(metric, labels, value);
+        let mut points = Points(&mut each);
         add(&mut points, gpu, &sample());
-        let text = exposition::text(&points.0).unwrap();
+        let text = text.finish();
         text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")
     }
 

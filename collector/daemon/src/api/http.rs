@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::watch;
@@ -35,16 +35,18 @@ pub(crate) fn router(pages: Pages, ingest: Arc<Ingest>) -> Router {
         .merge(ingest::router(ingest))
 }
 
-async fn metrics(State(pages): State<Pages>) -> Response {
+async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
     let mut all = points(&pages.rollups.borrow());
     all.extend(pages.core.views.borrow().points.iter().cloned());
     all.extend(pages.telemetry.counts().points());
-    match exposition::text(&all) {
-        Ok(text) => ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "the metrics cannot be encoded");
-            (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
-        }
+    let text = exposition::text(&all);
+    let takes = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let gzip = takes.into_iter().any(exposition::accepts_gzip).then(|| exposition::gzip(&text));
+    let described =
+        [(header::CONTENT_TYPE, exposition::CONTENT_TYPE), (header::VARY, header::ACCEPT_ENCODING.as_str())];
+    match gzip {
+        Some(Ok(gzip)) => (described, [(header::CONTENT_ENCODING, "gzip")], gzip).into_response(),
+        _ => (described, text).into_response(),
     }
 }
 

@@ -97,7 +97,7 @@ fn figures_of_a_healthy_cluster() {
     );
     assert!(close(rollup.objective_ratio, 0.125));
     assert!(close(rollup.flops_per_joule, PEAK / 150.0));
-    let text = text(&points(&rollup)).unwrap();
+    let text = text(&points(&rollup));
     for line in [
         "wattmill_cluster_power_watts 150",
         "wattmill_cluster_energy_joules_total{scope=\"cpu\",source=\"counter\"} 15000",

@@ -143,7 +143,14 @@ impl Estimate {
         let model = Model::new(config.estimate, &config.procfs_root);
         let accumulated = Accumulated::default();
         let reader = Reader::default();
-        Self { procfs_root: config.procfs_root.clone(), measured, model, accumulated, announced: false, reader }
+        Self {
+            procfs_root: config.procfs_root.clone(),
+            measured,
+            model,
+            accumulated,
+            announced: false,
+            reader,
+        }
     }
 
     pub(super) fn read(&mut self) -> Answer {

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use procfs::DiskStats;
 use procfs::FromBufRead;
 use procfs::net::InterfaceDeviceStatus;
 use procfs::process::MountInfos;
-use procfs::DiskStats;
 
 use super::file::Reader;
 use super::{Answer, ReadError, Reading};

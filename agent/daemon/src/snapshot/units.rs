@@ -51,7 +51,7 @@ pub fn sums(
     placed.chain([rest, departed]).collect()
 }
 
-pub(super) fn add(points: &mut Points, snapshot: &Snapshot) {
+pub(super) fn add(points: &mut Points<'_>, snapshot: &Snapshot) {
     for UnitSum { kind, name, sums } in &snapshot.units {
         // Each scope and source that the node has, so that series begin at zero.
         for (scope, source) in snapshot.scopes.keys() {
@@ -81,9 +81,10 @@ mod tests {
         ledger.rest.add(Scope::Gpu, Source::Counter, 7);
         let watts = |unit: Option<&Unit>, _| unit.map(|_| 2.5);
         let snapshot = Snapshot { units: sums(&ledger, true, watts), ..sample() };
-        let mut points = Points(Vec::new());
-        add(&mut points, &snapshot);
-        let text = exposition::text(&points.0).unwrap();
+        let mut text = exposition::Text::default();
+        let mut each = |metric, labels: &[&str], value| text.add(metric, labels, value);
+        add(&mut Points(&mut each), &snapshot);
+        let text = text.finish();
         insta::assert_snapshot!(
             text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")
         );

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 use wattmill_agent::config::{Config, LogFormat};
 use wattmill_agent::{app, check};
 use wattmill_protocol::exit;
@@ -84,15 +87,21 @@ fn fail(error: &dyn Error, code: u8) -> ExitCode {
 
 /// One line an event on standard error, which a service manager keeps.
 fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(colour);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colour);
+    let log = tracing_subscriber::registry().with(filter());
     match format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Text => log.with(lines).init(),
+        LogFormat::Json => log.with(lines.json().flatten_event(true)).init(),
     }
+}
+
+fn filter() -> Targets {
+    let info = Targets::new().with_default(Level::INFO);
+    let Ok(text) = std::env::var("RUST_LOG") else { return info };
+    text.parse().unwrap_or_else(|error| {
+        eprintln!("wattmill-agent: RUST_LOG={text}: {error}; logging at level info");
+        info
+    })
 }

@@ -21,7 +21,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 use wattmill_protocol::exit;
 
 use crate::config::{Config, LogFormat};
@@ -94,11 +97,20 @@ fn fail(code: u8, error: &dyn Error) -> ExitCode {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
+    let log = tracing_subscriber::registry().with(log_filter());
     match format {
-        LogFormat::Text => log.with_ansi(colours).with_target(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.with(lines.with_target(false)).init(),
+        LogFormat::Json => log.with(lines.json().flatten_event(true)).init(),
     }
+}
+
+fn log_filter() -> Targets {
+    let info = Targets::new().with_default(Level::INFO);
+    let Ok(text) = std::env::var("RUST_LOG") else { return info };
+    text.parse().unwrap_or_else(|error| {
+        eprintln!("wattmill-collector: RUST_LOG={text}: {error}; logging at level info");
+        info
+    })
 }

@@ -43,25 +43,37 @@ pub fn share(microjoules: u64, ppm: u32, carry: &mut u32) -> u64 {
     u64::try_from(exact / million).unwrap_or(u64::MAX)
 }
 
-/// Weights by CPU nanoseconds of a window: each shard's, then other processes', then idle time's.
+/// Weights by CPU nanoseconds of a window: each user's (shards, then units), then other processes', then idle
+/// time's.
 ///
-/// `busy` and `idle` count in ticks of 10 ms and shards in nanoseconds, so shards may be ahead by a
+/// `busy` and `idle` count in ticks of 10 ms and users in nanoseconds, so users may be ahead by a
 /// tick: others then used nothing, and idle keeps what is left of the whole.
-pub fn cpu_weights(shard_nanos: &[u64], busy: u64, idle: u64) -> Vec<u64> {
-    let shards: u64 = shard_nanos.iter().sum();
-    let other = busy.saturating_sub(shards);
-    let idle = (busy + idle).saturating_sub(shards + other);
-    let mut weights = shard_nanos.to_vec();
+pub fn cpu_weights(user_nanos: &[u64], busy: u64, idle: u64) -> Vec<u64> {
+    let users = user_nanos.iter().fold(0u64, |sum, nanos| sum.saturating_add(*nanos));
+    let other = busy.saturating_sub(users);
+    let idle = busy.saturating_add(idle).saturating_sub(users.saturating_add(other));
+    let mut weights = user_nanos.to_vec();
     weights.extend([other, idle]);
     weights
 }
 
-/// Weights of a GPU that no shard uses: the share of time it was in use is others', the rest idle.
-pub fn gpu_weights(shards: usize, utilization: f64) -> Vec<u64> {
+/// Weights of a GPU: the share of time it was in use is split in proportion to `users` and to `others`, of whom
+/// only that is known; where neither is known, it is others'. The rest is idle.
+pub fn gpu_weights(users: &[u64], others: u64, utilization: f64) -> Vec<u64> {
     let used = (utilization.clamp(0.0, 1.0) * 1e6) as u64;
-    let mut weights = vec![0; shards];
-    weights.extend([used, 1_000_000 - used]);
+    let mut weights = split(used, &[users, &[others]].concat());
+    weights.push(1_000_000 - used);
     weights
+}
+
+/// Of a unit's CPU time on the whole host, the part on this node's CPUs. Where that was, no cgroup tells: it is taken
+/// to lie as all time of the host does that is not a shard's, `host` nanoseconds, of which `node` on these CPUs.
+pub fn node_nanos(nanos: u64, node: u64, host: u64) -> u64 {
+    if node >= host {
+        return nanos;
+    }
+    // Less than `nanos`, so it fits.
+    (u128::from(nanos) * u128::from(node) / u128::from(host)) as u64
 }
 
 #[cfg(test)]
@@ -84,8 +96,24 @@ mod tests {
         assert_eq!(cpu_weights(&[6, 6], 10, 10), [6, 6, 0, 8]);
         assert_eq!(cpu_weights(&[3], 10, 10), [3, 7, 10]);
         assert_eq!(cpu_weights(&[30], 10, 10), [30, 0, 0]);
-        assert_eq!(gpu_weights(1, 0.25), [0, 250_000, 750_000]);
-        assert_eq!(gpu_weights(0, f64::NAN), [0, 1_000_000]);
+    }
+
+    #[test]
+    fn a_gpu_in_use_is_its_users_or_others() {
+        assert_eq!(gpu_weights(&[0], 0, 0.25), [0, 250_000, 750_000]);
+        assert_eq!(gpu_weights(&[], 0, f64::NAN), [0, 1_000_000]);
+        assert_eq!(gpu_weights(&[0, 30, 10], 0, 0.5), [0, 375_000, 125_000, 0, 500_000]);
+        assert_eq!(gpu_weights(&[30], 60, 0.9), [300_000, 600_000, 100_000]);
+        assert_eq!(gpu_weights(&[7], 0, 0.0), [0, 0, 1_000_000], "in nobody's use");
+    }
+
+    #[test]
+    fn time_on_a_part_of_the_host_is_taken_to_lie_evenly() {
+        assert_eq!(node_nanos(100, 30, 90), 33);
+        assert_eq!(node_nanos(100, 90, 90), 100);
+        assert_eq!(node_nanos(100, 91, 90), 100, "a tick ahead");
+        assert_eq!(node_nanos(100, 0, 0), 100);
+        assert_eq!(node_nanos(u64::MAX, u64::MAX - 1, u64::MAX), u64::MAX - 1);
     }
 
     proptest! {

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::device::estimate::Model;
 use crate::device::nvml::NvmlBackend;
 use crate::device::rapl::{self, Zone};
+use crate::device::units::{self, Interface, Survey, UnitKind};
 use crate::device::{Answer, Scope};
 
 /// How long a device or a peer may take to answer.
@@ -64,6 +65,7 @@ pub fn run(config: &Config) -> Vec<Finding> {
     findings.push(meters::board(config));
     findings.push(meters::dcmi(config));
     findings.push(meters::redfish(config));
+    findings.push(attribution(config));
     findings.push(listen(config));
     findings.push(collector(config));
     findings.push(worker(config));
@@ -203,6 +205,52 @@ fn nvml(config: &Config) -> Finding {
             Finding::new("nvml", status, format!("{} GPUs: {}", shown.len(), shown.join(", ")), mend)
         }
     }
+}
+
+fn attribution(config: &Config) -> Finding {
+    const WHAT: &str = "attribution";
+    let Some(attribution) = &config.attribution else {
+        let mend = "to tell services, containers, pods and jobs apart: [attribution] by = [\"systemd\", \"container\"]";
+        return Finding::new(WHAT, Status::Absent, "energy is not split by program", mend);
+    };
+    let Survey { hierarchy, units, failures } = match units::survey(&config.sysfs_root, attribution) {
+        Ok(survey) => survey,
+        Err(error) => {
+            let mend = "mount cgroup2 at /sys/fs/cgroup; in a container pass the host's in, with sysfs_root set to \
+                        where its /sys is; or remove [attribution]";
+            return Finding::new(WHAT, Status::Failed, error.message, mend);
+        }
+    };
+    let interface = match hierarchy.interface {
+        Interface::Unified => "cgroup v2",
+        Interface::Legacy => "cgroup v1 (cpuacct)",
+    };
+    let count = |kind: &UnitKind| format!("{} {}", units.get(kind).unwrap_or(&0), kind.as_str());
+    let counts: Vec<String> = attribution.kinds.iter().map(count).collect();
+    let place = hierarchy.root.display();
+    let detail = format!("{interface} at {place}: {}; top {}", counts.join(", "), attribution.top);
+    let (status, mend) = match failures.first() {
+        Some(&"permission") => (
+            Status::Failed,
+            "some cgroups cannot be read: their joules go to what holds them; let the agent's user read them",
+        ),
+        Some(&"too_many") => {
+            (Status::Failed, "more cgroups than are read: name fewer kinds in attribution.by, the outer ones")
+        }
+        Some(_) => (Status::Failed, "some cgroups tell no CPU time: their joules go to what holds them"),
+        None if units.is_empty() && hierarchy.interface == Interface::Legacy => (
+            Status::Ok,
+            "no unit has a cgroup of its own: with cgroup v1 systemd makes them where DefaultCPUAccounting=yes is \
+             set in system.conf; cgroup v2 has them always",
+        ),
+        None if units.is_empty() => (
+            Status::Ok,
+            "nothing that runs is of these kinds; where there should be: does the agent see the host's cgroups, \
+             or those of its container alone?",
+        ),
+        None => (Status::Ok, ""),
+    };
+    Finding::new(WHAT, status, detail, mend)
 }
 
 /// What comes of `look` within `patience`; a thread that hangs is left behind.

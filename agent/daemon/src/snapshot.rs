@@ -6,6 +6,7 @@
 
 mod gpus;
 mod sensors;
+pub mod units;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -104,6 +105,8 @@ pub struct Snapshot {
     pub scopes: BTreeMap<(Scope, Source), Sum>,
     /// Sums by consumer.
     pub attributed: BTreeMap<Consumer, Energy>,
+    /// Sums of units; empty where none was ever told apart.
+    pub units: Vec<units::UnitSum>,
     /// GPUs; those that are lost are not `up`.
     pub gpus: Vec<GpuReading>,
     /// (Integrated - counter) / counter, by GPU.
@@ -137,6 +140,7 @@ pub fn visit(snapshot: &Snapshot, mut each: impl FnMut(&'static cat::Metric, &[&
     let mut points = Points(&mut each);
     node(&mut points, snapshot);
     energy(&mut points, snapshot);
+    units::add(&mut points, snapshot);
     for gpu in &snapshot.gpus {
         gpus::add(&mut points, gpu, snapshot);
     }
@@ -307,6 +311,7 @@ pub(crate) mod tests {
                 ((Scope::Gpu, Source::Counter), sum(16_000_000, Some(70.0))),
             ]),
             attributed: BTreeMap::from([(Consumer::Idle, Energy::of(Source::Counter, 17_250_000))]),
+            units: Vec::new(),
             gpus: vec![gpu, lost],
             divergence: BTreeMap::from([("GPU-1".to_owned(), 0.01)]),
             sensors: vec![SensorReading { id: SensorId::of_device("dcmi/system"), watts: Some(412.0) }],

@@ -44,6 +44,7 @@ struct GpuJson<'a> {
     power_watts: Option<f64>,
     energy_joules: Option<f64>,
     utilization_ratio: Option<f64>,
+    foreign_processes: Option<u32>,
 }
 
 /// Lists the nodes.
@@ -141,6 +142,7 @@ fn json(node: &v1::NodeView) -> NodeJson<'_> {
                 power_watts: gpu.power_watts,
                 energy_joules: gpu.energy_joules,
                 utilization_ratio: gpu.utilization_ratio,
+                foreign_processes: gpu.foreign_processes,
             })
             .collect(),
     }

@@ -575,13 +575,13 @@ pub static NODE_POWER_WATTS: Metric = Metric {
     }),
 };
 
-/// Where the node's energy went: shards, other processes, idle. The consumers sum exactly to wattmill_node_energy_joules_total.
+/// Where the node's energy went: shards, units (where attribution is on), other processes, idle. The consumers sum exactly to wattmill_node_energy_joules_total.
 pub static NODE_ATTRIBUTED_ENERGY_JOULES: Metric = Metric {
     name: "wattmill_node_attributed_energy_joules_total",
     kind: Kind::Counter,
     unit: "J",
     labels: &["consumer", "source"],
-    help: "Where the node's energy went: shards, other processes, idle. The consumers sum exactly to wattmill_node_energy_joules_total.",
+    help: "Where the node's energy went: shards, units (where attribution is on), other processes, idle. The consumers sum exactly to wattmill_node_energy_joules_total.",
     exporter: Exporter::Agent,
     otlp: Some(Otlp {
         name: "wattmill.node.attributed_energy",
@@ -589,6 +589,28 @@ pub static NODE_ATTRIBUTED_ENERGY_JOULES: Metric = Metric {
         fixed: &[],
         attributes: &["wattmill.consumer", "wattmill.source"],
     }),
+};
+
+/// Energy of a service, container, pod or job since it has a series; of those without one (kind rest), and of series that ended (kind departed). All sum exactly to the consumer units; leave departed out of rates.
+pub static UNIT_ENERGY_JOULES: Metric = Metric {
+    name: "wattmill_unit_energy_joules_total",
+    kind: Kind::Counter,
+    unit: "J",
+    labels: &["kind", "name", "scope", "source"],
+    help: "Energy of a service, container, pod or job since it has a series; of those without one (kind rest), and of series that ended (kind departed). All sum exactly to the consumer units; leave departed out of rates.",
+    exporter: Exporter::Agent,
+    otlp: None,
+};
+
+/// Mean power behind wattmill_unit_energy_joules_total over the last metering window.
+pub static UNIT_POWER_WATTS: Metric = Metric {
+    name: "wattmill_unit_power_watts",
+    kind: Kind::Gauge,
+    unit: "W",
+    labels: &["kind", "name", "scope", "source"],
+    help: "Mean power behind wattmill_unit_energy_joules_total over the last metering window.",
+    exporter: Exporter::Agent,
+    otlp: None,
 };
 
 /// Share of the host's CPU time that was not idle, over the last metering window.
@@ -1335,6 +1357,8 @@ pub static ALL: &[&Metric] = &[
     &NODE_ENERGY_JOULES,
     &NODE_POWER_WATTS,
     &NODE_ATTRIBUTED_ENERGY_JOULES,
+    &UNIT_ENERGY_JOULES,
+    &UNIT_POWER_WATTS,
     &HOST_CPU_UTILIZATION,
     &HOST_CPU_SECONDS,
     &HOST_PRESSURE_SECONDS,

@@ -21,6 +21,7 @@ fn bench(c: &mut Criterion) {
     let job: JobId = "digits-1".parse().expect("a valid identity");
     let snapshot = |change: f64| {
         let node = |index| NodeSnapshot {
+            gpus: Vec::new(),
             id: node(index),
             numerics: "n".into(),
             excluded: None,

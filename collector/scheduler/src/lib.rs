@@ -10,5 +10,7 @@ pub mod plan;
 pub mod profile;
 
 pub use assign::{Assignment, JobQueue, NodeLoad, Pending, assign};
-pub use plan::{Allocation, JobSnapshot, NodeSnapshot, Plan, Policy, Snapshot, plan};
+pub use plan::{
+    Allocation, Gpu, GpuState, JobSnapshot, NodeSnapshot, Plan, Policy, Snapshot, plan, usable_slots,
+};
 pub use profile::Profiles;

@@ -22,10 +22,35 @@ pub struct NodeSnapshot {
     pub numerics: String,
     /// Why it must get nothing, as one that only meters; `None` when it may.
     pub excluded: Option<String>,
+    /// GPUs that it trains on; none where it trains on its CPUs.
+    pub gpus: Vec<Gpu>,
     /// Whether its telemetry is fresh.
     pub fresh: bool,
     /// Learned samples per second, by job.
     pub rates: BTreeMap<JobId, f64>,
+}
+
+/// A GPU that a node trains on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its UUID.
+    pub uuid: String,
+    /// Whether it may be used.
+    pub state: GpuState,
+}
+
+/// Whether a GPU may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuState {
+    /// It may, as far as is known.
+    Free,
+    /// Others use it: it is not ours to lease.
+    Busy {
+        /// How many processes.
+        processes: u32,
+    },
+    /// It does not answer.
+    Lost,
 }
 
 /// A job.
@@ -148,8 +173,38 @@ fn refusal(job: &JobSnapshot, node: &NodeSnapshot) -> Option<String> {
     if let Some(reason) = &node.excluded {
         return Some(reason.clone());
     }
+    if let Some(reason) = no_free_gpu(&node.gpus) {
+        return Some(reason);
+    }
     let pinned = job.numerics.as_ref().filter(|pinned| **pinned != node.numerics)?;
     Some(format!("computes as {}, the job is pinned to {pinned}", node.numerics))
+}
+
+/// How many leases a node may have at once, of the `slots` that it takes, which trains on these GPUs or on none:
+/// a GPU that others use gets none.
+pub fn usable_slots(slots: u32, gpus: &[Gpu]) -> u32 {
+    if gpus.is_empty() {
+        return slots;
+    }
+    let free = gpus.iter().filter(|gpu| gpu.state == GpuState::Free).count();
+    slots.min(u32::try_from(free).unwrap_or(u32::MAX))
+}
+
+/// Why a node that trains on these GPUs can get nothing; `None` where it trains on none, or one is free.
+fn no_free_gpu(gpus: &[Gpu]) -> Option<String> {
+    if gpus.iter().any(|gpu| gpu.state == GpuState::Free) {
+        return None;
+    }
+    let first = gpus.first()?;
+    let why = match first.state {
+        GpuState::Busy { processes: 1 } => "is used by another program".to_owned(),
+        GpuState::Busy { processes } => format!("is used by {processes} other programs"),
+        GpuState::Free | GpuState::Lost => "does not answer".to_owned(),
+    };
+    Some(match gpus.len() {
+        1 => format!("its GPU {} {why}", first.uuid),
+        count => format!("none of its {count} GPUs is free: {} {why}", first.uuid),
+    })
 }
 
 #[cfg(test)]
@@ -163,6 +218,7 @@ mod tests {
             id: format!("00000000-0000-4000-8000-0000000000{index:02x}").parse().unwrap(),
             numerics: "n".into(),
             excluded: None,
+            gpus: Vec::new(),
             fresh,
             rates: rate.map(|r| (job().id, r)).into_iter().collect(),
         }
@@ -204,6 +260,38 @@ mod tests {
         assert_eq!(shares, [1.0, 0.0, 0.0]);
         assert_eq!(plan.allocations[1].reason, "computes as m, the job is pinned to n");
         assert_eq!(plan.allocations[2].reason, "it has no worker");
+    }
+
+    #[test]
+    fn a_gpu_in_use_by_others_is_left_alone() {
+        let gpu = |uuid: &str, state| Gpu { uuid: uuid.to_owned(), state };
+        let with = |gpus: &[Gpu]| NodeSnapshot { gpus: gpus.to_vec(), ..node(1, Some(9.0), true) };
+        let busy = |processes| GpuState::Busy { processes };
+        let (free, lost) = (GpuState::Free, GpuState::Lost);
+        for (gpus, share, slots, reason) in [
+            (&[gpu("a", free)][..], 0.9, 1, "9 samples/s of 10"),
+            (&[gpu("a", busy(1))], 0.0, 0, "its GPU a is used by another program"),
+            (&[gpu("a", busy(2))], 0.0, 0, "its GPU a is used by 2 other programs"),
+            (&[gpu("a", lost)], 0.0, 0, "its GPU a does not answer"),
+            (
+                &[gpu("a", busy(3)), gpu("b", lost)],
+                0.0,
+                0,
+                "none of its 2 GPUs is free: a is used by 3 other programs",
+            ),
+            (&[gpu("a", busy(3)), gpu("b", free), gpu("c", free)], 0.9, 2, "9 samples/s of 10"),
+            (&[], 0.9, 4, "9 samples/s of 10"),
+        ] {
+            let nodes = vec![with(gpus), node(2, Some(1.0), true)];
+            assert_eq!(usable_slots(4, gpus), slots, "{gpus:?}");
+            let snapshot = Snapshot { nodes, jobs: vec![job()] };
+            let planned = plan(&snapshot, &Policy::default(), &Plan::default());
+            assert_eq!(
+                (planned.allocations[0].share, planned.allocations[0].reason.as_str()),
+                (share, reason)
+            );
+        }
+        assert_eq!(shares(vec![with(&[gpu("a", busy(1))])]), [0.0], "also where there is no other node");
     }
 
     #[test]

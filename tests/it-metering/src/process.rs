@@ -205,7 +205,7 @@ impl Agent {
     }
 
     /// Scrapes until it shows what is wanted.
-    pub fn until(&self, what: &str, wanted: impl Fn(&Metrics) -> bool) -> Metrics {
+    pub fn until(&self, what: &str, mut wanted: impl FnMut(&Metrics) -> bool) -> Metrics {
         let mut last = None;
         let found = look_until(Instant::now() + PATIENCE, || {
             let metrics = self.metrics();

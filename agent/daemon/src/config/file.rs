@@ -10,14 +10,19 @@ use tonic::codegen::http::Uri;
 use wattmill_protocol::config_file::{ConfigError, Origins};
 
 use super::meters::{DcmiKeys, HwmonKeys, RedfishKeys};
-use super::{Bandwidth, Config, EstimateWatts, Gpus, LogFormat, MAX_INTERVAL, Metering};
+use super::{Attribution, Bandwidth, Config, EstimateWatts, Gpus, LogFormat, MAX_INTERVAL, Metering};
 use crate::attribution::WHOLE_HOST_PPM;
 use crate::cpus::CpuSet;
+use crate::device::units::UnitKind;
 
 /// Longest name of a node in bytes.
 const MAX_NAME_BYTES: usize = 253;
 /// Least spool: a few segments, so that dropping the oldest leaves something.
 const MIN_SPOOL_BYTES: u64 = 4 << 20;
+/// Most units with series of their own: some series each, and each is written to the ledger every window.
+const MAX_TOP: u64 = 200;
+/// Longest that a unit that ended keeps its series: it holds a place that long.
+const MAX_RETENTION_SECONDS: u64 = 24 * 3_600;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -40,6 +45,7 @@ pub(super) struct File {
     hwmon: HwmonKeys,
     dcmi: DcmiKeys,
     redfish: RedfishKeys,
+    attribution: AttributionKeys,
     spool: SpoolKeys,
     peak: PeakKeys,
     bandwidth: BandwidthKeys,
@@ -67,6 +73,14 @@ struct MeteringKeys {
 struct EstimateKeys {
     idle_watts: Option<f64>,
     full_watts: Option<f64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct AttributionKeys {
+    by: Vec<String>,
+    top: Option<u64>,
+    retention_s: Option<u64>,
 }
 
 #[derive(Deserialize, Default)]
@@ -143,6 +157,7 @@ impl File {
             hwmon: self.hwmon.checked(origins)?,
             dcmi: self.dcmi.checked(origins)?,
             redfish: self.redfish.checked(origins)?,
+            attribution: self.attribution.checked(origins)?,
             spool_max_bytes: within(self.spool.max_bytes, 64 << 20, MIN_SPOOL_BYTES, 1 << 40)
                 .map_err(|message| wrong("spool.max_bytes", message))?,
             peak_flops: peak_flops(self.peak.flops).map_err(|message| wrong("peak.flops", message))?,
@@ -186,6 +201,19 @@ impl EstimateKeys {
     }
 }
 
+impl AttributionKeys {
+    fn checked(self, origins: &Origins) -> Result<Option<Attribution>, ConfigError> {
+        let top = within(self.top, 20, 1, MAX_TOP).map_err(|m| origins.error("attribution.top", m))?;
+        let retention = within(self.retention_s, 300, 0, MAX_RETENTION_SECONDS)
+            .map_err(|message| origins.error("attribution.retention_s", message))?;
+        let kinds = self.by.iter().map(|word| unit_kind(word)).collect::<Result<_, _>>();
+        let kinds = kinds.map_err(|message| origins.error("attribution.by", message))?;
+        // At most MAX_TOP: it fits.
+        let attribution = Attribution { kinds, top: top as usize, retention: Duration::from_secs(retention) };
+        Ok(Some(attribution).filter(|attribution| !attribution.kinds.is_empty()))
+    }
+}
+
 impl BandwidthKeys {
     fn checked(self, origins: &Origins) -> Result<Bandwidth, ConfigError> {
         let positive = |key: &'static str, value: Option<f64>| match value {
@@ -210,6 +238,13 @@ pub(super) fn within(value: Option<u64>, default: u64, least: u64, most: u64) ->
     } else {
         Err(format!("{value} is not between {least} and {most}"))
     }
+}
+
+fn unit_kind(word: &str) -> Result<UnitKind, String> {
+    UnitKind::ALL.into_iter().find(|kind| kind.as_str() == word).ok_or_else(|| {
+        let words = UnitKind::ALL.map(UnitKind::as_str).join(", ");
+        format!("{word:?} is none of {words}")
+    })
 }
 
 fn name(given: Option<String>) -> Result<String, String> {

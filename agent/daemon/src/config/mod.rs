@@ -16,6 +16,7 @@ use wattmill_protocol::config_file::{self, ConfigError};
 use crate::attribution::WHOLE_HOST_PPM;
 use crate::cpus::CpuSet;
 use crate::device::hwmon;
+use crate::device::units::classify::Kinds;
 use file::File;
 pub use meters::{Account, CommandLine, Dcmi, Hwmon, Redfish};
 
@@ -61,6 +62,8 @@ pub struct Config {
     pub dcmi: Option<Dcmi>,
     /// The whole node's power by Redfish.
     pub redfish: Option<Redfish>,
+    /// Which programs' energy is told apart; `None` for none.
+    pub attribution: Option<Attribution>,
     /// Bound of the telemetry that waits on disk.
     pub spool_max_bytes: u64,
     /// Peak FLOP/s by device, over what a probe finds.
@@ -122,6 +125,17 @@ pub struct Metering {
     pub interval: Duration,
     /// How often GPU power is read to integrate it.
     pub gpu_interval: Duration,
+}
+
+/// Which programs' energy is told apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attribution {
+    /// What is a unit of its own; not empty.
+    pub kinds: Kinds,
+    /// Most units that have series of their own.
+    pub top: usize,
+    /// How long a unit that ended keeps its series.
+    pub retention: Duration,
 }
 
 /// Measured power of a host.
@@ -195,6 +209,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::units::UnitKind;
 
     fn load(text: &str) -> Result<Config, String> {
         let folder = tempfile::tempdir().unwrap();
@@ -256,6 +271,16 @@ mod tests {
     }
 
     #[test]
+    fn programs_are_told_apart_where_that_is_asked_for() {
+        assert_eq!(load("").unwrap().attribution, None);
+        assert_eq!(load("[attribution]\nby = []\ntop = 5").unwrap().attribution, None);
+        let attribution = load("[attribution]\nby = [\"pod\", \"slurm\", \"pod\"]").unwrap().attribution;
+        let kinds = Kinds::from([UnitKind::Slurm, UnitKind::Pod]);
+        let expected = Attribution { kinds, top: 20, retention: Duration::from_secs(300) };
+        assert_eq!(attribution, Some(expected));
+    }
+
+    #[test]
     fn a_wrong_value_is_named_by_the_drop_in_that_holds_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.toml");
@@ -302,6 +327,10 @@ mod tests {
             ("[redfish]\nurl = \"https://bmc\"\ninsecure = true\nusername = \"u\"", "redfish: username and"),
             ("name = \"a\\nb\"", "name: "),
             ("lisen = 1", "agent.toml:2: unknown field `lisen`"),
+            ("[attribution]\nby = [\"unit\"]", "attribution.by: \"unit\" is none of slurm, pbs, pod"),
+            ("[attribution]\nby = [\"pod\"]\ntop = 0", "attribution.top: 0 is not between 1 and 200"),
+            ("[attribution]\nretention_s = 86401", "attribution.retention_s: 86401 is not between"),
+            ("[attribution]\nunits = true", "unknown field `units`"),
         ] {
             let error = load(text).unwrap_err();
             assert!(error.contains(expected) && !error.contains("secret"), "{text}: {error}");

@@ -46,6 +46,8 @@ pub struct GpuReading {
     pub recovery_action: Option<&'static str>,
     /// Processes that compute on it, or did since the last window.
     pub processes: Option<Vec<u32>>,
+    /// How much each of them used its multiprocessors of late, in percent; empty where that is not told.
+    pub use_percent: BTreeMap<u32, u32>,
     /// How many of them are not ours: a GPU that others use is not ours to disturb.
     pub foreign_processes: Option<usize>,
     /// What it is partitioned into.

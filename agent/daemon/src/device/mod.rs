@@ -18,6 +18,7 @@ pub mod redfish;
 pub mod sensor;
 mod sysfs;
 pub mod thread;
+pub mod units;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use gpu::GpuReading;
 use host::HostReading;
 use nvml::EventLog;
 use sensor::SensorReading;
+use units::UnitsReading;
 
 /// Which backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -49,6 +51,8 @@ pub enum BackendKind {
     Redfish,
     /// CPU time, memory, disks, network, filesystems.
     Host,
+    /// CPU time of services, containers, pods and jobs.
+    Units,
 }
 
 impl BackendKind {
@@ -63,6 +67,7 @@ impl BackendKind {
             Self::Dcmi => "dcmi",
             Self::Redfish => "redfish",
             Self::Host => "host",
+            Self::Units => "units",
         }
     }
 
@@ -169,6 +174,8 @@ pub struct Reading {
     pub gpu_events: EventLog,
     /// The host's figures.
     pub host: Option<Arc<HostReading>>,
+    /// CPU time by unit.
+    pub units: Option<Arc<UnitsReading>>,
     /// Single readings that failed, by reason; the backend as a whole answers.
     pub failures: Vec<&'static str>,
 }
@@ -236,6 +243,8 @@ pub enum Backend {
     Redfish(Box<redfish::Redfish>),
     /// The host's figures.
     Host(host::Host),
+    /// CPU time by unit.
+    Units(units::Units),
     /// Answers what a test says.
     #[cfg(test)]
     Scripted(BackendKind, Box<dyn FnMut() -> Answer + Send>),
@@ -253,6 +262,7 @@ impl Backend {
             Self::Dcmi(_) => BackendKind::Dcmi,
             Self::Redfish(_) => BackendKind::Redfish,
             Self::Host(_) => BackendKind::Host,
+            Self::Units(_) => BackendKind::Units,
             #[cfg(test)]
             Self::Scripted(kind, _) => *kind,
         }
@@ -263,6 +273,7 @@ impl Backend {
         match self {
             Self::Nvml(nvml) => nvml.pace(interval),
             Self::HwmonGpus(gpus) => gpus.pace(interval),
+            Self::Board(board) => board.pace(interval),
             _ => interval,
         }
     }
@@ -278,6 +289,7 @@ impl Backend {
             Self::Dcmi(dcmi) => dcmi.read(),
             Self::Redfish(redfish) => redfish.read(),
             Self::Host(host) => host.read(),
+            Self::Units(units) => units.read(),
             #[cfg(test)]
             Self::Scripted(_, answer) => answer(),
         }
@@ -312,6 +324,10 @@ pub fn backends(config: &crate::config::Config) -> Vec<(Backend, Duration)> {
     }
     if let Some(config) = &config.redfish {
         backends.push((Backend::Redfish(Box::new(redfish::Redfish::new(config))), config.interval));
+    }
+    if let Some(attribution) = &config.attribution {
+        let units = units::Units::new(&config.sysfs_root, attribution);
+        backends.push((Backend::Units(units), metering.interval));
     }
     backends
 }

@@ -4,6 +4,7 @@
 //! exactly to the scopes. [`store`] keeps it on disk; a window is written before it is published.
 
 pub mod store;
+pub mod units;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use wattmill_protocol::{Energy, JobId, Source, Token};
 use crate::counter::GapReason;
 use crate::device::{MeterId, Scope};
 use crate::window::Known;
+use units::UnitSums;
 
 /// Most settlements that are owed. A lease is given only by a collector that answers, so that few are owed but
 /// to one that never applies any; the whole ledger is written every window.
@@ -25,6 +27,8 @@ const MAX_PENDING: usize = 4096;
 pub enum Consumer {
     /// Shards that this node trained.
     Shards,
+    /// Services, containers, pods and jobs, where they are told apart.
+    Units,
     /// Other processes.
     Other,
     /// Nobody.
@@ -36,6 +40,7 @@ impl Consumer {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Shards => "shards",
+            Self::Units => "units",
             Self::Other => "other",
             Self::Idle => "idle",
         }
@@ -111,6 +116,8 @@ pub struct Ledger {
     /// The scopes' sums again, by who used them.
     #[serde(with = "pairs")]
     pub attributed: BTreeMap<Consumer, Energy>,
+    /// The units' part of that, by unit.
+    pub units: UnitSums,
     /// Model FLOPs of committed work.
     pub useful_flops: u64,
     /// Gaps by device and reason.
@@ -208,19 +215,19 @@ impl Ledger {
 }
 
 /// Maps whose keys are no strings, as lists of pairs.
-mod pairs {
+pub(crate) mod pairs {
     use std::collections::BTreeMap;
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+    pub(crate) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
         map: &BTreeMap<K, V>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(map)
     }
 
-    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    pub(crate) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
     where
         K: Deserialize<'de> + Ord,
         V: Deserialize<'de>,

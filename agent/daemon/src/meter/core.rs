@@ -4,15 +4,19 @@
 //! tests: for each source, shards + other + idle = Σ scopes, to the microjoule.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use wattmill_protocol::{Energy, JobId, Source, Token};
 
 use super::shards::{CpuClock, Shards};
+use super::units::{Units, Users};
 use crate::attribution;
+use crate::config::Attribution;
 use crate::counter::GapReason;
 use crate::device::host::stat::CpuTime;
 use crate::device::thread::View;
+use crate::device::units::Unit;
 use crate::device::{Class, MeterId, Scope};
 use crate::ledger::{Consumer, Ledger, OpenShard};
 use crate::window::{Closed, Slice, Windows};
@@ -26,6 +30,8 @@ const LEDGER_DEVICE: &str = "ledger";
 pub(super) struct Settings {
     pub(super) host_fraction_ppm: u32,
     pub(super) cpu_count: usize,
+    /// Whose energy is told apart; `None` for none.
+    pub(super) attribution: Option<Attribution>,
 }
 
 /// One window's inputs.
@@ -36,6 +42,8 @@ pub(super) struct Window<'a> {
     pub(super) unix_nanos: u64,
     /// What the backends say.
     pub(super) views: &'a [View],
+    /// Units of the processes that are on GPUs.
+    pub(super) places: &'a BTreeMap<u32, Arc<Unit>>,
 }
 
 /// Mean watts of the last window.
@@ -55,6 +63,7 @@ struct Compared {
 pub(super) struct Core {
     pub(super) ledger: Ledger,
     pub(super) shards: Shards,
+    pub(super) units: Units,
     pub(super) powers: Powers,
     pub(super) cpu_utilization: Option<f64>,
     settings: Settings,
@@ -75,9 +84,11 @@ impl Core {
         for shard in std::mem::take(&mut ledger.open) {
             ledger.settle(shard, false);
         }
+        let units = Units::new(settings.attribution.clone(), &mut ledger.units);
         Self {
             ledger,
             shards: Shards::default(),
+            units,
             powers: Powers::default(),
             cpu_utilization: None,
             settings,
@@ -112,7 +123,8 @@ impl Core {
 
     /// Closes a window.
     pub(super) fn close(&mut self, window: &Window<'_>) {
-        let cpu_weights = self.cpu_weights(window);
+        let users = self.units.users(window, &self.shards.nanos_by_unit());
+        let cpu_weights = self.cpu_weights(window, &users);
         let readings = window.views.iter().filter_map(|view| view.reading.as_deref());
         let Closed { slices, substituted } = self.windows.close(readings.flat_map(|reading| &reading.energy));
         self.powers = Powers::default();
@@ -124,11 +136,12 @@ impl Core {
             if let Some(scope) = slice.scope {
                 let weights = match scope {
                     Scope::Cpu | Scope::Dram => cpu_weights.clone(),
-                    Scope::Gpu => self.gpu_weights(&slice.meter.device, window.views),
+                    Scope::Gpu => self.gpu_weights(&slice.meter.device, window, &users),
                 };
-                self.account(scope, slice, &weights);
+                self.account(scope, slice, &users, &weights);
             }
         }
+        self.units.close(&mut self.ledger.units, window.elapsed, window.unix_nanos);
         self.compare(&slices, window.elapsed);
         for shard in self.shards.close(window.elapsed.as_secs_f64()) {
             self.settle(shard);
@@ -173,7 +186,7 @@ impl Core {
     }
 
     /// Enters the node's part of a slice into its scope, and splits it among those that used it.
-    fn account(&mut self, scope: Scope, slice: &Slice, weights: &[u64]) {
+    fn account(&mut self, scope: Scope, slice: &Slice, users: &Users, weights: &[u64]) {
         let source = slice.meter.source;
         let ppm = if scope.is_host() { self.settings.host_fraction_ppm } else { attribution::WHOLE_HOST_PPM };
         let entry = self.ledger.scopes.entry((scope, source)).or_default();
@@ -188,23 +201,27 @@ impl Core {
             self.consume(Consumer::Other, Energy::of(source, microjoules));
             return;
         }
-        let parts: Vec<Energy> = attribution::split(microjoules, weights)
-            .into_iter()
-            .map(|part| Energy::of(source, part))
-            .collect();
+        let parts = attribution::split(microjoules, weights);
         let (shards, rest) = parts.split_at(self.shards.len());
-        self.shards.add(shards);
-        self.consume(Consumer::Shards, shards.iter().copied().sum());
-        self.consume(Consumer::Other, rest[0]);
-        self.consume(Consumer::Idle, rest[1]);
+        let (units, rest) = rest.split_at(users.len());
+        let shards: Vec<Energy> = shards.iter().map(|part| Energy::of(source, *part)).collect();
+        self.shards.add(&shards);
+        self.consume(Consumer::Shards, shards.into_iter().sum());
+        if self.units.is_on() {
+            self.units.add(&mut self.ledger.units, users, (scope, source), units);
+            self.consume(Consumer::Units, Energy::of(source, units.iter().sum()));
+        }
+        self.consume(Consumer::Other, Energy::of(source, rest[0]));
+        self.consume(Consumer::Idle, Energy::of(source, rest[1]));
     }
 
     fn consume(&mut self, consumer: Consumer, energy: Energy) {
         *self.ledger.attributed.entry(consumer).or_default() += energy;
     }
 
-    fn cpu_weights(&mut self, window: &Window<'_>) -> Vec<u64> {
-        let nanos = self.shards.window_nanos();
+    fn cpu_weights(&mut self, window: &Window<'_>, users: &Users) -> Vec<u64> {
+        let mut nanos = self.shards.window_nanos();
+        let of_shards: u64 = nanos.iter().sum();
         let mut hosts = window.views.iter().filter(|view| view.up).filter_map(|view| view.reading.as_deref());
         let now = hosts.find_map(|r| r.host.as_ref()).map(|host| (host.node_cpu, host.host_cpu));
         let before = std::mem::replace(&mut self.cpu, now);
@@ -213,18 +230,27 @@ impl Core {
             self.cpu_utilization = host.since(host_before).utilization();
             let time = node.since(node_before);
             if time != CpuTime::default() {
+                let others = |busy: u64| busy.saturating_sub(of_shards);
+                let (here, all) = (others(time.busy_nanos), others(host.since(host_before).busy_nanos));
+                nanos.extend(users.nanos().iter().map(|unit| attribution::node_nanos(*unit, here, all)));
                 return attribution::cpu_weights(&nanos, time.busy_nanos, time.idle_nanos);
             }
         }
         // What others used is unknown: the node's CPUs had that much time, of which shards took theirs.
         let whole = window.elapsed.as_nanos() * self.settings.cpu_count as u128;
+        nanos.extend(users.nanos().iter().map(|_| 0));
         attribution::cpu_weights(&nanos, 0, u64::try_from(whole).unwrap_or(u64::MAX))
     }
 
-    fn gpu_weights(&self, uuid: &str, views: &[View]) -> Vec<u64> {
-        let gpus = views.iter().filter_map(|view| view.reading.as_deref()).flat_map(|reading| &reading.gpus);
-        let utilization = gpus.filter(|gpu| gpu.uuid == uuid).find_map(|gpu| gpu.utilization);
-        attribution::gpu_weights(self.shards.len(), utilization.unwrap_or(0.0))
+    fn gpu_weights(&self, uuid: &str, window: &Window<'_>, users: &Users) -> Vec<u64> {
+        let readings = window.views.iter().filter_map(|view| view.reading.as_deref());
+        let gpu = readings.flat_map(|reading| &reading.gpus).find(|gpu| gpu.uuid == uuid);
+        let utilization = gpu.and_then(|gpu| gpu.utilization).unwrap_or(0.0);
+        let (units, others) =
+            gpu.map_or_else(|| (vec![0; users.len()], 0), |gpu| users.of_gpu(gpu, window.places));
+        // No kernel of ours computes on a GPU yet.
+        let shards = vec![0; self.shards.len()];
+        attribution::gpu_weights(&[shards, units].concat(), others, utilization)
     }
 
     /// Remembers what a GPU's counter and the integral of its power said of the same window.

@@ -22,9 +22,10 @@ use crate::device::Class;
 use crate::device::gpu::GpuReading;
 use crate::device::sensor::SensorReading;
 use crate::device::thread::{BackendThread, View, next_tick};
+use crate::device::units::Unit;
 use crate::ledger::Ledger;
 use crate::ledger::store::Store;
-use crate::snapshot::{BackendState, NodeFacts, Snapshot, Sum};
+use crate::snapshot::{BackendState, NodeFacts, Snapshot, Sum, units};
 
 /// A sync is due once this many times its duration has passed: syncing takes at most a fifth of the time.
 const SYNC_SHARE: u32 = 4;
@@ -109,9 +110,10 @@ impl Engine {
         let elapsed = at.saturating_sub(self.closed_at);
         self.closed_at = at;
         let unix_nanos = clock::unix_nanos();
+        let places = self.places(&views);
         let (ledger, owes) = {
             let mut state = self.shared.lock();
-            state.core.close(&Window { elapsed, unix_nanos, views: &views });
+            state.core.close(&Window { elapsed, unix_nanos, views: &views, places: &places });
             let ledger = state.core.ledger.clone();
             let owes = ledger.last_sequence > state.durable_sequence;
             (ledger, owes)
@@ -141,6 +143,14 @@ impl Engine {
         }
         self.snapshots.send_replace(Arc::new(snapshot));
         self.shared.settlements.send_if_modified(|known| std::mem::replace(known, durable) != durable);
+    }
+
+    /// Units of the processes that are on GPUs; none where units are not told apart.
+    fn places(&self, views: &[View]) -> BTreeMap<u32, Arc<Unit>> {
+        let Some(places) = &self.shared.places else { return BTreeMap::new() };
+        let gpus = views.iter().filter_map(|view| view.reading.as_deref()).flat_map(|r| &r.gpus);
+        let pids: BTreeSet<u32> = gpus.flat_map(|gpu| gpu.processes.iter().flatten().copied()).collect();
+        pids.into_iter().filter_map(|pid| Some((pid, Arc::new(places.unit_of(pid)?)))).collect()
     }
 
     /// Counts a failed write, and says so once per change.
@@ -196,6 +206,7 @@ impl Engine {
             meters: meters.collect(),
             scopes: scopes.collect(),
             attributed: ledger.attributed.clone(),
+            units: units::sums(&ledger.units, core.units.is_on(), |unit, key| core.units.watts(unit, key)),
             gpus: gpus(ledger, views, &self.wanted, unix_nanos, |pid| core.shards.is_of_ours(pid)),
             divergence: core.divergence(),
             sensors: sensors(views),

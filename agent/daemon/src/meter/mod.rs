@@ -8,6 +8,7 @@ mod core;
 mod engine;
 mod own;
 mod shards;
+mod units;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, SyncSender};
@@ -21,6 +22,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::counter::GapReason;
 use crate::device::thread::BackendThread;
+use crate::device::units::Places;
 use crate::export::spool::SpoolStats;
 use crate::ledger::Ledger;
 pub use crate::ledger::Settlement;
@@ -63,6 +65,8 @@ struct Shared {
     spool: Arc<SpoolStats>,
     /// Peaks from the configuration go before a probe's.
     configured_peaks: BTreeMap<String, f64>,
+    /// Tells units of processes; `None` where units are not told apart.
+    places: Option<Places>,
 }
 
 struct State {
@@ -119,6 +123,10 @@ impl Meter {
             settlements: watch::Sender::new(0),
             spool,
             configured_peaks: config.peak_flops.clone(),
+            places: config
+                .attribution
+                .as_ref()
+                .map(|attribution| Places::new(&config.sysfs_root, &config.procfs_root, attribution)),
         });
         let (snapshots, receiver) = watch::channel(first);
         let (commands, inbox) = mpsc::sync_channel(COMMANDS);
@@ -147,7 +155,10 @@ impl Meter {
 
     /// A shard starts computing in the process `pid`.
     pub fn begin(&self, token: Token, job: JobId, pid: u32) {
-        self.shared.lock().core.shards.begin(token, job, pid, &clock::process_cpu_nanos);
+        let unit = self.shared.places.as_ref().and_then(|places| places.unit_of(pid)).map(Arc::new);
+        let shards = &mut self.shared.lock().core.shards;
+        shards.begin(token, job, pid, &clock::process_cpu_nanos);
+        shards.place(token, unit);
     }
 
     /// A shard's lease ended before its work began: it settles with no joules, or its estimate would stand.
@@ -268,7 +279,11 @@ fn open_ledger(found: Found, node: &NodeFacts, config: &Config) -> Core {
         ledger.void_readings(GapReason::OtherHost);
         ledger.boot_id = None;
     }
-    let settings = Settings { host_fraction_ppm: config.host_fraction_ppm, cpu_count: config.cpus.len() };
+    let settings = Settings {
+        host_fraction_ppm: config.host_fraction_ppm,
+        cpu_count: config.cpus.len(),
+        attribution: config.attribution.clone(),
+    };
     let mut core = Core::new(ledger, boot_id, settings);
     if lost {
         tracing::error!("no ledger file is valid: energy sums begin anew");
@@ -288,6 +303,7 @@ fn empty_snapshot(ledger: &Ledger, node: &Arc<NodeFacts>) -> Snapshot {
         meters: ledger.meters.iter().map(|(meter, e)| (meter.clone(), sum(e.microjoules))).collect(),
         scopes: ledger.scopes.iter().map(|(key, e)| (*key, sum(e.microjoules))).collect(),
         attributed: ledger.attributed.clone(),
+        units: crate::snapshot::units::sums(&ledger.units, false, |_, _| None),
         gpus: Vec::new(),
         divergence: BTreeMap::new(),
         sensors: Vec::new(),

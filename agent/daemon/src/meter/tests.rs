@@ -75,6 +75,27 @@ fn burn() {
 }
 
 #[tokio::test]
+async fn a_shard_computes_in_the_unit_of_its_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "[attribution]\nby = [\"systemd\"]\n");
+    let pid = std::process::id();
+    let process = folder.path().join("proc").join(pid.to_string());
+    let cgroups = folder.path().join("sys/fs/cgroup");
+    std::fs::create_dir_all(&process).unwrap();
+    std::fs::create_dir_all(&cgroups).unwrap();
+    std::fs::write(cgroups.join("cgroup.controllers"), "cpu\n").unwrap();
+    std::fs::write(process.join("cgroup"), "0::/system.slice/wattmill-agent.service\n").unwrap();
+    let meter = start(&config);
+    meter.flush().await;
+    meter.begin(Token(1), job(), pid);
+    burn();
+    meter.end(Token(1));
+    let nanos = meter.shared.lock().core.shards.nanos_by_unit();
+    let named: Vec<_> = nanos.iter().map(|(unit, nanos)| (unit.name.as_str(), *nanos > 0)).collect();
+    assert_eq!(named, [("wattmill-agent.service", true)], "whose time it is then taken from");
+}
+
+#[tokio::test]
 async fn a_short_shard_settles_at_the_flush_and_survives_a_crash() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path(), "");

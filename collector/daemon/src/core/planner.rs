@@ -6,11 +6,13 @@ use std::time::Instant;
 use wattmill_protocol::NodeId;
 use wattmill_protocol::job::{Job, NumericsPolicy};
 use wattmill_scheduler::{
-    Assignment, JobQueue, JobSnapshot, NodeLoad, NodeSnapshot, Pending, Policy, Snapshot, assign, plan,
+    Assignment, Gpu, GpuState, JobQueue, JobSnapshot, NodeLoad, NodeSnapshot, Pending, Policy, Snapshot,
+    assign, plan, usable_slots,
 };
 use wattmill_work::{Event, JobRecord, Round, ShardState, Task};
 
 use super::Core;
+use crate::state::{GpuRollup, NodeRollup};
 
 /// Why a node without slots gets no work.
 pub(crate) const NO_WORKER: &str = "it has no worker";
@@ -50,6 +52,7 @@ impl Core {
                 id: id.clone(),
                 numerics: capability.numerics.clone(),
                 excluded: (capability.slots == 0).then(|| NO_WORKER.to_owned()),
+                gpus: figures.map(|figures| training_gpus(figures)).unwrap_or_default(),
                 fresh: figures.is_some_and(|f| f.fresh),
                 rates: rates.collect(),
             }
@@ -110,13 +113,29 @@ impl Core {
         for (_, lease) in self.work.leases() {
             *in_flight.entry(&lease.node).or_default() += 1;
         }
-        let load = |(node, capability): (&NodeId, &wattmill_work::Capability)| NodeLoad {
-            node: node.clone(),
-            in_flight: in_flight.get(node).copied().unwrap_or(0),
-            slots: capability.slots,
+        let rollup = self.rollups.borrow();
+        let load = |(node, capability): (&NodeId, &wattmill_work::Capability)| {
+            let gpus = rollup.node(node).map(training_gpus).unwrap_or_default();
+            NodeLoad {
+                node: node.clone(),
+                in_flight: in_flight.get(node).copied().unwrap_or(0),
+                slots: usable_slots(capability.slots, &gpus),
+            }
         };
         self.work.connected().map(load).collect()
     }
+}
+
+/// GPUs that a node trains on, and whether they may be used.
+fn training_gpus(node: &NodeRollup) -> Vec<Gpu> {
+    let state = |gpu: &GpuRollup| match gpu.foreign_processes {
+        _ if !gpu.up => GpuState::Lost,
+        Some(processes) if processes > 0 => GpuState::Busy { processes },
+        // Where a driver does not tell, nothing says that it is not free.
+        _ => GpuState::Free,
+    };
+    let own = node.gpus.iter().filter(|gpu| gpu.trains);
+    own.map(|gpu| Gpu { uuid: gpu.uuid.to_string(), state: state(gpu) }).collect()
 }
 
 /// Room that a round's results take while they wait for each other.

@@ -9,6 +9,7 @@ use wattmill_protocol::{Hash, Source};
 use wattmill_work::{Failure, Prepared, Reduction, Settlement, ShardResult};
 
 use super::*;
+use crate::state::{GpuRollup, NodeRollup};
 
 const NODE: &str = "00000000-0000-4000-8000-000000000001";
 const JOB: &str = r#"
@@ -147,6 +148,50 @@ impl Bench {
     fn page(&self) -> String {
         text(&view::build(&self.core).points)
     }
+}
+
+/// A GPU that others use gets no lease, and one of two that is free gets its own.
+#[tokio::test]
+async fn gpus_in_use_by_others_are_left_alone() {
+    let mut bench = Bench::new().await;
+    bench.submit();
+    bench.connect("n", 4);
+    let gpu = |uuid: &str, foreign_processes, trains| GpuRollup {
+        uuid: uuid.into(),
+        up: true,
+        power_watts: None,
+        energy_joules: None,
+        utilization_ratio: None,
+        foreign_processes,
+        trains,
+    };
+    let node = |gpus: Vec<GpuRollup>| NodeRollup {
+        id: NODE.parse().unwrap(),
+        name: "node".into(),
+        machine_id: "host".into(),
+        host_fraction: 1.0,
+        retired: false,
+        fresh: true,
+        age_seconds: Some(0.0),
+        power_watts: None,
+        energy: BTreeMap::new(),
+        useful_flops: 0.0,
+        peak_flops: None,
+        gpus,
+        host_excluded: false,
+        foreign_gpus: Vec::new(),
+    };
+    let tell = |bench: &Bench, gpus| {
+        bench.rollups.send_replace(Arc::new(Rollup { nodes: vec![node(gpus)], ..Default::default() }))
+    };
+    tell(&bench, vec![gpu("a", Some(2), true), gpu("b", Some(0), false)]);
+    assert_eq!(bench.grant(), [], "it does not train on the other one");
+    let nodes = view::build(&bench.core).cluster.nodes;
+    assert_eq!(nodes[0].excluded, "its GPU a is used by 2 other programs");
+    let shown: Vec<_> = nodes[0].gpus.iter().map(|gpu| gpu.foreign_processes).collect();
+    assert_eq!(shown, [Some(2), Some(0)]);
+    tell(&bench, vec![gpu("a", Some(2), true), gpu("b", None, true)]);
+    assert_eq!(bench.grant().len(), 1);
 }
 
 /// P counts what is pending or leased, T is of reported shards, and D is of the data.

@@ -160,6 +160,7 @@ fn node_view(core: &Core, id: &NodeId, figures: Option<&NodeRollup>, index: &Ind
                 power_watts: gpu.power_watts,
                 energy_joules: gpu.energy_joules,
                 utilization_ratio: gpu.utilization_ratio,
+                foreign_processes: gpu.foreign_processes,
             })
             .collect(),
     }

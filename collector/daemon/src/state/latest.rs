@@ -25,6 +25,8 @@ pub(crate) struct GpuGauges {
     pub(crate) power_watts: Option<f64>,
     /// Share of time in which a kernel ran.
     pub(crate) utilization_ratio: Option<f64>,
+    /// Processes on it that are not the node's; absent where that is not known.
+    pub(crate) foreign_processes: Option<f64>,
 }
 
 /// A filesystem of a host.
@@ -77,6 +79,8 @@ impl Latest {
             self.gpu(&mut sample).power_watts = Some(value);
         } else if sample.is(&metrics::GPU_UTILIZATION) {
             self.gpu(&mut sample).utilization_ratio = Some(value);
+        } else if sample.is(&metrics::GPU_FOREIGN_PROCESSES) {
+            self.gpu(&mut sample).foreign_processes = Some(value);
         } else if sample.is(&metrics::NODE_POWER_WATTS) {
             if let Some(source) = Source::from_label(sample.label(1)) {
                 self.power_watts.insert((sample.take_label(0), source), value);
@@ -107,6 +111,11 @@ impl Latest {
         self.filesystems.entry(sample.take_label(0)).or_default()
     }
 
+    /// Whether the node trains on this GPU: it says how fast it is.
+    pub(crate) fn trains_on(&self, uuid: &str) -> bool {
+        self.peak_flops.keys().any(|(device, _)| **device == *uuid)
+    }
+
     /// Sum of watts over the scopes that `counted` lets through; absent where there is none.
     pub(crate) fn watts(&self, counted: impl Fn(&str) -> bool) -> Option<f64> {
         let watts = self.power_watts.iter().filter(|((scope, _), _)| counted(scope)).map(|(_, watts)| *watts);
@@ -134,6 +143,7 @@ mod tests {
         let latest = latest([
             gauge(&metrics::GPU_UP, &["gpu-a"], 1.0),
             gauge(&metrics::GPU_POWER_WATTS, &["gpu-a"], 250.0),
+            gauge(&metrics::GPU_FOREIGN_PROCESSES, &["gpu-a"], 2.0),
             gauge(&metrics::NODE_POWER_WATTS, &["gpu", "counter"], 250.0),
             gauge(&metrics::NODE_POWER_WATTS, &["cpu", "estimate"], 50.0),
             gauge(&metrics::NODE_POWER_WATTS, &["cpu", "guess"], 1e9),
@@ -143,7 +153,12 @@ mod tests {
         ]);
         assert_eq!(
             latest.gpus["gpu-a"],
-            GpuGauges { up: Some(true), power_watts: Some(250.0), utilization_ratio: None }
+            GpuGauges {
+                up: Some(true),
+                power_watts: Some(250.0),
+                utilization_ratio: None,
+                foreign_processes: Some(2.0)
+            }
         );
         assert_eq!(latest.watts(|_| true), Some(300.0));
         assert_eq!(latest.watts(|scope| scope == "gpu"), Some(250.0));

@@ -38,7 +38,7 @@ pub(crate) use counts::{Counts, Reason};
 pub(crate) use frame::{NANOS_PER_SECOND, NodeFrame, Sample, Value};
 pub(crate) use history::HistoryPoint;
 pub(crate) use persist::{Checkpoint, Damaged, PersistError, Record};
-pub(crate) use rollup::{NodeRollup, Rollup, points};
+pub(crate) use rollup::{GpuRollup, NodeRollup, Rollup, points};
 pub(crate) use sd::{SD_CONTENT_TYPE, Target, service_discovery};
 pub(crate) use telemetry::Telemetry;
 

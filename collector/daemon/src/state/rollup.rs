@@ -130,6 +130,10 @@ pub(crate) struct GpuRollup {
     pub(crate) energy_joules: Option<f64>,
     /// Share of time in which a kernel ran.
     pub(crate) utilization_ratio: Option<f64>,
+    /// Processes on it that are not the node's; absent where that is not known.
+    pub(crate) foreign_processes: Option<u32>,
+    /// Whether its node trains on it.
+    pub(crate) trains: bool,
 }
 
 impl Rollup {
@@ -262,6 +266,11 @@ impl Node {
                 power_watts: gpu.power_watts,
                 energy_joules: energy.map(|newest| newest.value as f64 / 1e6),
                 utilization_ratio: gpu.utilization_ratio,
+                // What is no count is none: it comes from outside.
+                foreign_processes: gpu
+                    .foreign_processes
+                    .map(|count| count.clamp(0.0, f64::from(u32::MAX)) as u32),
+                trains: self.latest.trains_on(uuid),
             }
         });
         gpus.collect()

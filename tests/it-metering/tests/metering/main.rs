@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which the lint's exception for tests misses")]
 
+mod busy;
 mod check;
 mod exposition;
 mod hwmon;
@@ -10,3 +11,4 @@ mod nvml;
 mod otlp;
 mod prometheus;
 mod rapl;
+mod units;

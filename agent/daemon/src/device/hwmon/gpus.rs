@@ -65,9 +65,12 @@ impl HwmonGpus {
         &self.passed
     }
 
-    /// `interval`, while a GPU's energy has to be added up from its power; else once a window.
+    /// `interval`, while a GPU's energy has to be added up from its power; else once a window. Without any, a
+    /// look is never late by more than half of its time.
     pub(in crate::device) fn pace(&self, interval: Duration) -> Duration {
-        if self.gpus.iter().any(Gpu::hangs_on_power) {
+        if self.gpus.is_empty() {
+            LOOK_AGAIN / 2
+        } else if self.gpus.iter().any(Gpu::hangs_on_power) {
             interval
         } else {
             interval.max(self.metering.interval)

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a sentinel or an impossible value is absent.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
@@ -19,6 +20,8 @@ use crate::device::host::Usage;
 
 /// Above this a temperature is a sentinel.
 const MAX_CELSIUS: u32 = 200;
+/// More is a sentinel.
+const MAX_PERCENT: u32 = 100;
 
 /// The slow figures of one GPU, and what is kept from window to window to read them.
 pub(super) struct Figures {
@@ -62,7 +65,9 @@ impl Figures {
         let device = handle.device();
         let mut pids = Vec::new();
         self.mig.read(nvml, &device, calls, &mut pids);
-        let whole = if self.mig.is_on() { Some(pids) } else { self.processes(&device, calls) };
+        let mut use_percent = BTreeMap::new();
+        let whole =
+            if self.mig.is_on() { Some(pids) } else { self.processes(&device, calls, &mut use_percent) };
         let gpm = calls.take(self.gpm.utilization(handle, at)).flatten();
         reading.utilization = gpm.or_else(|| self.plain_utilization(&device, calls));
         reading.memory = memory(handle, &device, self.mig.is_on(), calls);
@@ -78,6 +83,7 @@ impl Figures {
         let enforced = enforced.and_then(|milliwatts| watts(milliwatts.into()));
         reading.limits = PowerLimits { enforced, ..self.limits };
         reading.processes = whole;
+        reading.use_percent = use_percent;
         reading.mig = self.mig.instances().to_vec();
     }
 
@@ -90,8 +96,13 @@ impl Figures {
         rates.filter(|rates| rates.gpu <= 100).map(|rates| f64::from(rates.gpu) / 100.0)
     }
 
-    /// Who computes on the GPU, those that came and went since the last window included.
-    fn processes(&mut self, device: &Device<'_>, calls: &mut Calls<'_>) -> Option<Vec<u32>> {
+    /// Who computes on the GPU and how much, those that came and went since the last window included.
+    fn processes(
+        &mut self,
+        device: &Device<'_>,
+        calls: &mut Calls<'_>,
+        use_percent: &mut BTreeMap<u32, u32>,
+    ) -> Option<Vec<u32>> {
         let running = calls.take(device.running_compute_processes());
         let used = match device.process_utilization_stats(self.used_until) {
             // Nobody used it since.
@@ -106,6 +117,9 @@ impl Figures {
             self.used_until = self.used_until.max(sample.timestamp);
             if sample.sm_util > 0 {
                 pids.push(sample.pid);
+                // Several samples of a window are of equal times.
+                let percent = use_percent.entry(sample.pid).or_default();
+                *percent = percent.saturating_add(sample.sm_util.min(MAX_PERCENT));
             }
         }
         pids.sort_unstable();

@@ -105,7 +105,8 @@ struct World {
 }
 
 fn started(ledger: Ledger, boot: u64) -> Core {
-    let settings = Settings { host_fraction_ppm: attribution::WHOLE_HOST_PPM, cpu_count: 2 };
+    let settings =
+        Settings { host_fraction_ppm: attribution::WHOLE_HOST_PPM, cpu_count: 2, attribution: None };
     Core::new(ledger, Some(&format!("boot {boot}")), settings)
 }
 
@@ -192,7 +193,12 @@ impl World {
             reading: Some(Arc::new(reading)),
         };
         let before: Vec<u64> = self.core.ledger.meters.values().map(|entry| entry.microjoules).collect();
-        self.core.close(&Window { elapsed: Duration::from_secs(1), unix_nanos: 7, views: &[view] });
+        self.core.close(&Window {
+            elapsed: Duration::from_secs(1),
+            unix_nanos: 7,
+            views: &[view],
+            places: &BTreeMap::new(),
+        });
         let after: Vec<u64> = self.core.ledger.meters.values().map(|entry| entry.microjoules).collect();
         // New meters begin at zero; whatever was there has not gone down.
         assert!(before.iter().sum::<u64>() <= after.iter().sum::<u64>());

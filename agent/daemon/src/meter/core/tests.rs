@@ -81,7 +81,7 @@ impl Bench {
     fn close_after(&mut self, core: &mut Core, elapsed: Duration) {
         self.now += elapsed;
         let views = self.views();
-        core.close(&Window { elapsed, unix_nanos: 7, views: &views });
+        core.close(&Window { elapsed, unix_nanos: 7, views: &views, places: &BTreeMap::new() });
         check(&core.ledger);
     }
 }
@@ -97,7 +97,7 @@ fn check(ledger: &Ledger) {
 }
 
 fn core(ppm: u32) -> Core {
-    let settings = Settings { host_fraction_ppm: ppm, cpu_count: 2 };
+    let settings = Settings { host_fraction_ppm: ppm, cpu_count: 2, attribution: None };
     Core::new(Ledger::new("machine", Some("boot"), 1), Some("boot"), settings)
 }
 
@@ -162,7 +162,12 @@ fn without_host_figures_shards_get_no_more_than_their_time() {
         bench.views()
     };
     views[0].up = false;
-    core.close(&Window { elapsed: Duration::from_secs(1), unix_nanos: 7, views: &views });
+    core.close(&Window {
+        elapsed: Duration::from_secs(1),
+        unix_nanos: 7,
+        views: &views,
+        places: &BTreeMap::new(),
+    });
     check(&core.ledger);
     assert_eq!(core.shards.running()[0].energy.total(), 1_000, "half a second of two CPU seconds");
 }
@@ -175,7 +180,7 @@ fn a_killed_run_is_settled_and_its_energy_recovered() {
     (bench.busy, bench.package) = (100, 1_000);
     first.read_shards(&|_| Some(100));
     bench.close(&mut first);
-    let settings = Settings { host_fraction_ppm: 1_000_000, cpu_count: 2 };
+    let settings = Settings { host_fraction_ppm: 1_000_000, cpu_count: 2, attribution: None };
     let mut second = Core::new(first.ledger, Some("boot"), settings);
     assert_eq!(second.ledger.pending.len(), 1);
     assert_eq!(second.ledger.pending[0].energy.total(), 1_000);
@@ -212,14 +217,19 @@ fn an_outage_that_was_estimated_is_not_counted_again_after_a_restart() {
         }
         let reading = Reading { energy: energies, ..Reading::default() };
         let view = View { reading: Some(Arc::new(reading)), ..Bench::default().views().remove(0) };
-        core.close(&Window { elapsed: Duration::from_secs(1), unix_nanos: 7, views: &[view] });
+        core.close(&Window {
+            elapsed: Duration::from_secs(1),
+            unix_nanos: 7,
+            views: &[view],
+            places: &BTreeMap::new(),
+        });
         check(&core.ledger);
     };
     let mut first = core(1_000_000);
     close(&mut first, 1, 1_000, None);
     close(&mut first, 2, 0, Some(0));
     close(&mut first, 3, 0, Some(500));
-    let settings = Settings { host_fraction_ppm: 1_000_000, cpu_count: 2 };
+    let settings = Settings { host_fraction_ppm: 1_000_000, cpu_count: 2, attribution: None };
     let mut second = Core::new(first.ledger, Some("boot"), settings);
     close(&mut second, 9, 9_000, None);
     close(&mut second, 10, 9_010, None);
@@ -231,7 +241,7 @@ fn an_outage_that_was_estimated_is_not_counted_again_after_a_restart() {
 /// A GPU that is not read in the first run after a reboot: its reading stays one of the boot before.
 #[test]
 fn a_reading_of_an_older_boot_is_never_taken_for_one_of_this() {
-    let settings = || Settings { host_fraction_ppm: 1_000_000, cpu_count: 2 };
+    let settings = || Settings { host_fraction_ppm: 1_000_000, cpu_count: 2, attribution: None };
     let (mut bench, mut first) = (Bench::default(), core(1_000_000));
     (bench.gpu, bench.package) = (5_000, 5_000);
     bench.close(&mut first);
@@ -305,7 +315,7 @@ proptest! {
                     bench.close(&mut core);
                 }
                 Op::Restart => {
-                    let settings = Settings { host_fraction_ppm: ppm, cpu_count: 2 };
+                    let settings = Settings { host_fraction_ppm: ppm, cpu_count: 2, attribution: None };
                     core = Core::new(core.ledger, Some("boot"), settings);
                 }
             }

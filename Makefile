@@ -29,6 +29,9 @@ endif
 # are then the ones that the tests build, and the other way round.
 BUILD := cargo build --workspace --lib --bins --example metrics --profile $(PROFILE)
 
+# Tests of random input that end in the same words (see agent/daemon/src/fuzz.rs).
+FUZZERS := nothing_is_invented nothing_is_negative the_ledger_is_the_truth_less_the_gaps
+
 .PHONY: help
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,8 +59,14 @@ check: ## the inner loop: format, lints, unit tests
 	@tests/run/steps.sh format clippy units
 
 .PHONY: test-full
-test-full: build test-needs ## what is too slow for make test
+test-full: build test-needs fuzz ## what is too slow for make test
 	@cargo test --workspace --test telemetry --quiet -- --ignored
+
+# FUZZ random trees of sysfs for each backend, changes to NVML's library, and lives of a ledger.
+FUZZ ?= 100000
+.PHONY: fuzz
+fuzz: rust-needs ## random hosts, libraries and lives, 100,000 of each; FUZZ=1000 for fewer
+	@WATTMILL_FUZZ=$(FUZZ) cargo test --workspace --lib --quiet -- --nocapture $(FUZZERS)
 
 .PHONY: bench-agent
 bench-agent: rust-needs ## what the agent costs its host, beside node_exporter; ARGS="--seconds 60 --rounds 1"

@@ -16,6 +16,8 @@ pub mod counter;
 pub mod cpus;
 pub mod device;
 pub mod export;
+#[cfg(test)]
+mod fuzz;
 pub mod identity;
 mod lease;
 pub mod ledger;

@@ -12,8 +12,10 @@ pub struct Answer {
     pub status: u16,
     /// Header lines, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body.
+    /// The body as a text.
     pub body: String,
+    /// The body.
+    pub bytes: Vec<u8>,
 }
 
 impl Answer {
@@ -34,6 +36,14 @@ pub fn try_get(address: &str, path: &str) -> Option<Answer> {
 /// Nobody answers.
 pub fn get(address: &str, path: &str) -> Answer {
     request(address, "GET", path, &[], &[]).unwrap_or_else(|e| panic!("GET http://{address}{path}: {e}"))
+}
+
+/// Asks for `path` at `address`, with headers.
+///
+/// # Panics
+/// Nobody answers.
+pub fn get_with(address: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    request(address, "GET", path, headers, &[]).unwrap_or_else(|e| panic!("GET http://{address}{path}: {e}"))
 }
 
 /// Sends `body`.
@@ -63,15 +73,19 @@ fn request(
     stream.write_all(&[head.as_bytes(), body].concat())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
-    let text = String::from_utf8_lossy(&answer);
-    let malformed = || std::io::Error::new(std::io::ErrorKind::InvalidData, format!("no HTTP: {text:?}"));
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(malformed)?;
+    let malformed = || {
+        let text = String::from_utf8_lossy(&answer);
+        std::io::Error::new(std::io::ErrorKind::InvalidData, format!("no HTTP: {text:?}"))
+    };
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").ok_or_else(malformed)?;
+    let (head, bytes) = (String::from_utf8_lossy(&answer[..end]), answer[end + 4..].to_vec());
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).ok_or_else(malformed)?;
     let headers = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
-    Ok(Answer { status, headers: headers.collect(), body: body.to_owned() })
+    let body = String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Answer { status, headers: headers.collect(), body, bytes })
 }
 
 /// Text as it stands in a query.

@@ -3,6 +3,7 @@
 //! Invariant: what a file holds is bounded, be the tree hostile. They tell no size, so that `fs::read_to_string`
 //! begins with 32 bytes and doubles: a system call each time, which is most of what reading them costs.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -34,6 +35,28 @@ impl Reader {
     /// # Errors
     /// As [`Self::text`]; `InvalidData` where it is no text or too long.
     pub fn read(&mut self, path: &Path) -> io::Result<&str> {
+        std::str::from_utf8(self.bytes_of(path)?).map_err(|_| invalid("is no text"))
+    }
+
+    /// The text of a file whose names may be any bytes: those that are no text as `\NNN`, by which the kernel
+    /// writes others that would not be told from what parts names.
+    ///
+    /// # Errors
+    /// When it cannot be read or is too long.
+    pub fn escaped(&mut self, path: &Path) -> Result<Cow<'_, str>, ReadError> {
+        let bytes = self.bytes_of(path).map_err(|error| ReadError::io(path, &error))?;
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            return Ok(Cow::Borrowed(text));
+        }
+        let mut text = String::with_capacity(bytes.len());
+        for chunk in bytes.utf8_chunks() {
+            text.push_str(chunk.valid());
+            text.extend(chunk.invalid().iter().map(|byte| format!("\\{byte:03o}")));
+        }
+        Ok(Cow::Owned(text))
+    }
+
+    fn bytes_of(&mut self, path: &Path) -> io::Result<&[u8]> {
         let mut file = File::open(path)?;
         let mut filled = 0;
         loop {
@@ -52,8 +75,29 @@ impl Reader {
                 Err(error) => return Err(error),
             }
         }
-        std::str::from_utf8(&self.bytes[..filled]).map_err(|_| invalid("is no text"))
+        Ok(&self.bytes[..filled])
     }
+}
+
+/// The bytes that a text with `\NNN` stands for.
+pub fn unescaped(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| *first == b'\\');
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    bytes
 }
 
 fn invalid(what: &'static str) -> io::Error {
@@ -63,6 +107,19 @@ fn invalid(what: &'static str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_any_bytes_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut reader = Reader::default();
+        std::fs::write(&path, b"/mnt/a\\040b\\134\xff\xfe c").unwrap();
+        let text = reader.escaped(&path).unwrap();
+        assert_eq!(text, r"/mnt/a\040b\134\377\376 c");
+        assert_eq!(unescaped(&text), b"/mnt/a b\\\xff\xfe c");
+        assert_eq!(unescaped(r"\04 \999 \"), br"\04 \999 \", "what is no escape stays");
+        assert_eq!(reader.text(&path).unwrap_err().reason, "invalid");
+    }
 
     #[test]
     fn files_are_read_whole_one_after_the_other() {

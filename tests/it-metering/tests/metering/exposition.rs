@@ -15,7 +15,7 @@ use nvidia_ml::machine::waveform::Waveform;
 use wattmill_it_metering::PATIENCE;
 use wattmill_it_metering::metrics::{Metrics, Series};
 use wattmill_it_metering::process::Agent;
-use wattmill_it_metering::{http, tools};
+use wattmill_it_metering::tools;
 
 /// Families whose series depend on this machine's disks, interfaces, mounts and kernel.
 const OF_THIS_MACHINE: [&str; 4] =

@@ -4,11 +4,14 @@
 
 mod busy;
 mod check;
+mod disk;
 mod exposition;
+mod hostile;
 mod hwmon;
 mod node_meters;
 mod nvml;
 mod otlp;
 mod prometheus;
 mod rapl;
+mod scrape;
 mod units;

@@ -1,12 +1,15 @@
 //! The host's figures: CPU time, memory, disks, network, filesystems.
 //!
 //! Invariant: each thing once. Disks are whole physical devices, interfaces physical ones where there
-//! are any, filesystems one mount of each device, and nothing that only exists in memory.
+//! are any, filesystems one mount of each device, and nothing that only exists in memory. Names may be any bytes:
+//! they are shown printable and bounded.
 
 pub mod pressure;
 pub mod stat;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +19,8 @@ use procfs::FromBufRead;
 use procfs::net::InterfaceDeviceStatus;
 use procfs::process::MountInfos;
 
-use super::file::Reader;
+use super::file::{Reader, unescaped};
+use super::units::classify::printable;
 use super::{Answer, ReadError, Reading};
 use crate::clock;
 use crate::config::Bandwidth;
@@ -186,7 +190,7 @@ impl Host {
         let bytes = |sectors: u64| sectors.saturating_mul(SECTOR_BYTES);
         let disks = disks.into_iter().filter(|disk| self.disks.is_physical(&disk.name));
         Ok(disks
-            .map(|d| (d.name, (bytes(d.sectors_read), bytes(d.sectors_written))))
+            .map(|d| (printable(d.name.as_bytes()), (bytes(d.sectors_read), bytes(d.sectors_written))))
             .take(MAX_SERIES)
             .collect())
     }
@@ -201,7 +205,7 @@ impl Host {
         let mut interfaces: BTreeMap<_, _> = all
             .into_iter()
             .filter(|(name, _)| if any_physical { physical(name) } else { name != "lo" })
-            .map(|(name, status)| (name, (status.recv_bytes, status.sent_bytes)))
+            .map(|(name, status)| (printable(name.as_bytes()), (status.recv_bytes, status.sent_bytes)))
             .collect();
         while interfaces.len() > MAX_SERIES {
             interfaces.pop_last();
@@ -234,12 +238,13 @@ impl Host {
             if !stored || loops || filesystems.len() == MAX_SERIES || !seen.insert(source) {
                 continue;
             }
-            let Ok(figures) = rustix::fs::statvfs(&mount.mount_point) else { continue };
+            let point = unescaped(&mount.mount_point.to_string_lossy());
+            let Ok(figures) = rustix::fs::statvfs(OsStr::from_bytes(&point)) else { continue };
             let bytes = |blocks: u64| blocks.saturating_mul(figures.f_frsize);
             if figures.f_blocks > 0 {
                 let used_bytes = bytes(figures.f_blocks.saturating_sub(figures.f_bfree));
                 let usage = Usage { used_bytes, size_bytes: bytes(figures.f_blocks) };
-                filesystems.insert(mount.mount_point.display().to_string(), usage);
+                filesystems.insert(printable(&point), usage);
             }
         }
         Ok(filesystems)
@@ -256,7 +261,7 @@ fn kept<T>(result: Result<T, ReadError>, failures: &mut Vec<&'static str>) -> Op
 }
 
 fn parse<T: FromBufRead>(reader: &mut Reader, path: &Path) -> Result<T, ReadError> {
-    T::from_buf_read(reader.text(path)?.as_bytes())
+    T::from_buf_read(reader.escaped(path)?.as_bytes())
         .map_err(|error| ReadError::new("invalid", format!("{}: {error}", path.display())))
 }
 

@@ -10,6 +10,7 @@ use nvidia_ml::machine::error::NvmlError as Code;
 use nvidia_ml::machine::waveform::Waveform;
 use wattmill_protocol::Source;
 
+mod accuracy;
 mod counters;
 mod events;
 mod figures;

@@ -282,11 +282,6 @@ fn a_missing_permission_is_named() {
     assert_eq!(error.unwrap().reason, "permission");
 }
 
-/// How many random trees are read: `WATTMILL_FUZZ_TREES`, else as many as fit into every build.
-fn fuzz_trees() -> u32 {
-    std::env::var("WATTMILL_FUZZ_TREES").ok().and_then(|trees| trees.parse().ok()).unwrap_or(150)
-}
-
 /// What may lie in a file of sysfs; `None` where there is none.
 fn content(numbers: BoxedStrategy<u64>) -> impl Strategy<Value = Option<Vec<u8>>> {
     prop_oneof![
@@ -339,7 +334,7 @@ fn write(root: &Path, (path, files): &(String, Files)) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: fuzz_trees(), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::fuzz::times(150), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
     /// Trees that change under the reader: no panic, no power below zero or beyond what a zone may draw, and
     /// sums that only grow.

@@ -310,13 +310,8 @@ impl World {
     }
 }
 
-/// How many lives are lived: `WATTMILL_FUZZ_LIVES`, else as many as fit into every build.
-fn lives() -> u32 {
-    std::env::var("WATTMILL_FUZZ_LIVES").ok().and_then(|lives| lives.parse().ok()).unwrap_or(1_000)
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: lives(), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::fuzz::times(1_000), ..ProptestConfig::default() })]
 
     #[test]
     fn the_ledger_is_the_truth_less_the_gaps(ops in proptest::collection::vec(op(), 1..120)) {

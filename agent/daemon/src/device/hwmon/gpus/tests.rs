@@ -394,11 +394,6 @@ fn only_gpus_that_are_wanted_are_read_and_those_must_be_there() {
     assert_eq!(tree.gpus(listed(&[])).read_at(true, &|| Duration::ZERO), Answer::Absent);
 }
 
-/// How many random trees are read: `WATTMILL_FUZZ_TREES`, else as many as fit into every build.
-fn fuzz_trees() -> u32 {
-    std::env::var("WATTMILL_FUZZ_TREES").ok().and_then(|trees| trees.parse().ok()).unwrap_or(150)
-}
-
 fn content() -> impl Strategy<Value = Option<Vec<u8>>> {
     prop_oneof![
         6 => (1_000_000u64..400_000_000).prop_map(|n| Some(format!("{n}\n").into_bytes())),
@@ -436,7 +431,7 @@ fn write(tree: &Tree, (card, driver, slot, files): &(u8, String, u8, Vec<Option<
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: fuzz_trees(), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::fuzz::times(150), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
     /// Trees that change under the reader: no panic, no power below zero or beyond what a GPU may draw, one series
     /// for each, and sums that only grow.

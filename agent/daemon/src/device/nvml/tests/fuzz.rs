@@ -95,12 +95,15 @@ fn assert_sound(reading: &Reading) {
     }
 }
 
+/// Changes to the library before it begins anew.
+const CHANGES: u32 = 100;
+
 #[test]
 fn whatever_it_says_nothing_is_negative_and_no_sum_goes_down() {
-    for seed in 0..20 {
+    for seed in 0..crate::fuzz::times(2_000).div_ceil(CHANGES) {
         let mut bench = bench_of(&Config { clock: ClockKind::Manual, ..Config::default() });
-        let (mut chance, mut last) = (Chance(seed), vec![Vec::new(); 2]);
-        for step in 0..100 {
+        let (mut chance, mut last) = (Chance(u64::from(seed)), vec![Vec::new(); 2]);
+        for step in 0..CHANGES {
             let command = chance.command();
             apply(&mut bench, &command);
             bench.backend.discovered_at = bench.backend.discovered_at.filter(|_| chance.below(4) > 0);

@@ -4,6 +4,7 @@
 
 mod busy;
 mod check;
+mod energy;
 mod exposition;
 mod hwmon;
 mod node_meters;

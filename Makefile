@@ -62,8 +62,11 @@ test-full: build test-needs ## what is too slow for make test
 .PHONY: bench-agent
 bench-agent: rust-needs ## what the agent costs its host, beside node_exporter; ARGS="--seconds 60 --rounds 1"
 	@tests/run/need.sh prometheus-node-exporter:prometheus-node-exporter:unpack
-	@cargo build --quiet --release --package wattmill-agent --package wattmill-collector --package nvml-fake
-	@cargo run --quiet --release --package wattmill-it-metering --example bench_agent -- $(ARGS)
+	@# The agent alone, as it is shipped: built beside the collector it would link what that needs.
+	@cargo build --quiet --release --package wattmill-collector --package nvml-fake
+	@cargo build --quiet --release --package wattmill-it-metering --example bench_agent
+	@cargo build --quiet --release --package wattmill-agent
+	@target/release/examples/bench_agent $(ARGS)
 
 .PHONY: format
 format: rust-needs ## the code is formatted

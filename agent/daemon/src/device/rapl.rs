@@ -19,6 +19,8 @@ use super::{Answer, Class, EnergyReading, Epoch, MeterId, ReadError, Reading, Sc
 use crate::clock;
 use crate::counter::Limits;
 
+/// What names of zone folders begin with, the better first: by registers (or TPMI), and by memory-mapped ones.
+const INTERFACES: [&str; 2] = ["intel-rapl:", "intel-rapl-mmio:"];
 /// How often zones are looked for again: drivers load after the agent, packages come and go.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Most zones that are read: a host of 16 packages has some 80.
@@ -250,7 +252,7 @@ pub fn discover(folder: &Path) -> (Vec<Zone>, Option<ReadError>) {
 }
 
 /// Zones under a powercap folder, in order of their names, and why some may be missing.
-/// MMIO interfaces (`intel-rapl-mmio`) show the same packages again and are left out.
+/// MMIO interfaces show the same packages again: they are read where there are no others.
 fn list(folder: &Path, given: &mut Names) -> (Vec<Zone>, Option<ReadError>) {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -259,14 +261,18 @@ fn list(folder: &Path, given: &mut Names) -> (Vec<Zone>, Option<ReadError>) {
     };
     // Zone folders are `intel-rapl:N` and `intel-rapl:N:M`, N and M in hex on some kernels; a sysfs lists
     // subzones beside their parents and inside them alike: take each once, by its name.
-    let mut names = BTreeSet::new();
-    for entry in entries.filter_map(Result::ok) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("intel-rapl:") {
-            names.extend(subfolders(&entry.path(), &format!("{name}:")));
-            names.insert(name);
+    let entries = entries.filter_map(Result::ok).map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let entries: Vec<String> = entries.collect();
+    let of = |interface: &str| {
+        let mut names = BTreeSet::new();
+        for name in entries.iter().filter(|name| name.starts_with(interface)) {
+            names.extend(subfolders(&folder.join(name), &format!("{name}:")));
+            names.insert(name.clone());
         }
-    }
+        names
+    };
+    let names = INTERFACES.iter().map(|interface| of(interface)).find(|names| !names.is_empty());
+    let names = names.unwrap_or_default();
     let mut zones: Vec<Zone> = Vec::new();
     let mut error = None;
     for name in names.iter().take(MAX_ZONES) {

@@ -3,15 +3,13 @@
 //! Invariant: it looks and changes nothing, and may run beside an agent.
 
 mod meters;
+mod network;
+mod report;
 
-use std::fmt::Write;
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
-
-use serde::Serialize;
-use tonic::codegen::http::Uri;
 
 use crate::config::Config;
 use crate::device::estimate::Model;
@@ -19,40 +17,15 @@ use crate::device::nvml::NvmlBackend;
 use crate::device::rapl::{self, Zone};
 use crate::device::units::{self, Interface, Survey, UnitKind};
 use crate::device::{Answer, Scope};
+pub use report::{Finding, Status, configuration, json, passed, table};
 
 /// How long a device or a peer may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How something stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// It works.
-    Ok,
-    /// It is not there, and nobody asked for it.
-    Absent,
-    /// It was asked for, or should work, and does not.
-    Failed,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Finding {
-    /// What.
-    pub what: &'static str,
-    /// How it stands.
-    pub status: Status,
-    /// What was found.
-    pub detail: String,
-    /// What to do; empty when there is nothing to do.
-    pub mend: String,
-}
-
-impl Finding {
-    fn new(what: &'static str, status: Status, detail: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { what, status, detail: detail.into(), mend: mend.into() }
-    }
-}
+/// The udev rule that lets the group wattmill read RAPL, where `make install` and packages put it.
+const RULE: &str = "/usr/lib/udev/rules.d/60-wattmill.rules";
+/// What installs NVML.
+const NVML_PACKAGES: &str = "install the driver's library: libnvidia-ml1 (Debian, non-free), libnvidia-compute-NNN of the \
+                             driver's version (Ubuntu), libnvidia-ml (NVIDIA's repository for Fedora and RHEL)";
 
 /// Looks at everything that the configuration names.
 pub fn run(config: &Config) -> Vec<Finding> {
@@ -66,39 +39,10 @@ pub fn run(config: &Config) -> Vec<Finding> {
     findings.push(meters::dcmi(config));
     findings.push(meters::redfish(config));
     findings.push(attribution(config));
-    findings.push(listen(config));
-    findings.push(collector(config));
+    findings.push(network::listen(config));
+    findings.push(network::collector(config));
     findings.push(worker(config));
     findings
-}
-
-/// Whether nothing that was asked for fails.
-pub fn passed(findings: &[Finding]) -> bool {
-    findings.iter().all(|finding| finding.status != Status::Failed)
-}
-
-/// Findings as a table for people.
-pub fn table(findings: &[Finding]) -> String {
-    let width = findings.iter().map(|f| f.what.len()).max().unwrap_or(0);
-    let mut text = String::new();
-    for Finding { what, status, detail, mend } in findings {
-        let status = match status {
-            Status::Ok => "ok",
-            Status::Absent => "-",
-            Status::Failed => "FAILED",
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{what:width$}  {status:6}  {detail}");
-        if !mend.is_empty() {
-            let _ = writeln!(text, "{:width$}  {:6}  -> {mend}", "", "");
-        }
-    }
-    text
-}
-
-/// Findings as JSON.
-pub fn json(findings: &[Finding]) -> String {
-    serde_json::json!({ "passed": passed(findings), "findings": findings }).to_string()
 }
 
 fn state_dir(folder: &Path) -> Finding {
@@ -114,9 +58,10 @@ fn state_dir(folder: &Path) -> Finding {
         }
         Err(error) => {
             let mend = format!(
-                "create {} for the user that runs the agent (this is user {}), or set state_dir",
-                folder.display(),
-                rustix::process::geteuid().as_raw()
+                "for the user that runs the agent (this is user {}): install -d -m 750 -o wattmill -g wattmill {}; \
+                 as a service systemd makes it; or set state_dir",
+                rustix::process::geteuid().as_raw(),
+                folder.display()
             );
             Finding::new("state", Status::Failed, format!("{}: {error}", existing.display()), mend)
         }
@@ -133,11 +78,27 @@ fn rapl(zones: &[Zone], error: Option<crate::device::ReadError>) -> Finding {
     let names: Vec<&str> = zones.iter().map(|zone| zone.name.as_str()).collect();
     match error {
         Some(error) if error.reason == "permission" => {
-            let mend = "install the package's udev rule (it lets the group wattmill read energy_uj) and restart \
-                        the agent, or give its service AmbientCapabilities=CAP_DAC_READ_SEARCH";
+            let mend = if Path::new(RULE).exists() {
+                format!(
+                    "the udev rule is there ({RULE}): udevadm control --reload && udevadm trigger \
+                     --subsystem-match=powercap --action=change, and run the agent and this command in the group \
+                     wattmill (sudo -u wattmill wattmill-agent check); without udev give the service \
+                     AmbientCapabilities=CAP_DAC_READ_SEARCH"
+                )
+            } else {
+                format!(
+                    "install the udev rule that lets the group wattmill read it (packaging/udev/60-wattmill.rules to \
+                     {RULE}; make install does) and run the agent in that group; without udev give the service \
+                     AmbientCapabilities=CAP_DAC_READ_SEARCH"
+                )
+            };
             Finding::new("rapl", Status::Failed, error.message, mend)
         }
-        Some(error) => Finding::new("rapl", Status::Failed, error.message, ""),
+        Some(error) => {
+            let mend = "see the kernel's log (dmesg) for intel_rapl; modprobe -r intel_rapl_msr && modprobe \
+                        intel_rapl_msr loads it anew";
+            Finding::new("rapl", Status::Failed, error.message, mend)
+        }
         None if zones.is_empty() => {
             let mend = "on bare metal: modprobe intel_rapl_msr; a VM has none";
             Finding::new("rapl", Status::Absent, "no CPU energy counters on this host", mend)
@@ -179,17 +140,34 @@ fn nvml(config: &Config) -> Finding {
             )
         }
         Some(Answer::Absent | Answer::Unchanged) => {
-            let mend = "with NVIDIA GPUs: install the driver's libnvidia-compute (Debian, Ubuntu) or nvidia-driver-libs (Fedora, RHEL)";
-            Finding::new("nvml", Status::Absent, format!("no {name}: no GPUs"), mend)
+            if meters::has_nvidia_gpu(&config.sysfs_root) {
+                let detail = format!("no {name}, and the host has NVIDIA GPUs: they are not metered");
+                let mend =
+                    format!("{NVML_PACKAGES}; or nvml_library = \"\" where they are not to be metered");
+                return Finding::new("nvml", Status::Warning, detail, mend);
+            }
+            Finding::new(
+                "nvml",
+                Status::Absent,
+                format!("no {name}, and no NVIDIA GPUs on this host's PCI"),
+                "",
+            )
         }
         Some(Answer::Failed(error)) => {
             let mend = match error.reason {
                 "library" => {
-                    "install the driver's library, or set nvml_library to its path; without GPUs remove nvml_library and gpus"
+                    let otherwise = "set nvml_library to its path; without GPUs remove nvml_library and gpus";
+                    return Finding::new(
+                        "nvml",
+                        Status::Failed,
+                        error.message,
+                        format!("{NVML_PACKAGES}; or {otherwise}"),
+                    );
                 }
                 "driver_not_loaded" => "modprobe nvidia",
+                "permission" => "let the agent's user open /dev/nvidia* (ls -l shows their group)",
                 "version_mismatch" => "the driver was updated under a running kernel module: reboot",
-                _ => "",
+                _ => "nvidia-smi and the kernel's log (dmesg) say more",
             };
             Finding::new("nvml", Status::Failed, error.message, mend)
         }
@@ -231,15 +209,19 @@ fn attribution(config: &Config) -> Finding {
     let detail = format!("{interface} at {place}: {}; top {}", counts.join(", "), attribution.top);
     let (status, mend) = match failures.first() {
         Some(&"permission") => (
-            Status::Failed,
+            Status::Warning,
             "some cgroups cannot be read: their joules go to what holds them; let the agent's user read them",
         ),
-        Some(&"too_many") => {
-            (Status::Failed, "more cgroups than are read: name fewer kinds in attribution.by, the outer ones")
-        }
-        Some(_) => (Status::Failed, "some cgroups tell no CPU time: their joules go to what holds them"),
+        Some(&"too_many") => (
+            Status::Warning,
+            "more cgroups than are read: name fewer kinds in attribution.by, the outer ones",
+        ),
+        Some(_) => (
+            Status::Warning,
+            "some cgroups tell no CPU time, and their joules go to what holds them: see the kernel's log (dmesg)",
+        ),
         None if units.is_empty() && hierarchy.interface == Interface::Legacy => (
-            Status::Ok,
+            Status::Warning,
             "no unit has a cgroup of its own: with cgroup v1 systemd makes them where DefaultCPUAccounting=yes is \
              set in system.conf; cgroup v2 has them always",
         ),
@@ -263,61 +245,20 @@ fn in_time<T: Send + 'static>(patience: Duration, look: impl FnOnce() -> T + Sen
     receiver.recv_timeout(patience).ok()
 }
 
-fn listen(config: &Config) -> Finding {
-    let address = config.listen;
-    match TcpListener::bind(address) {
-        Ok(_) => Finding::new("listen", Status::Ok, format!("{address} is free for /metrics"), ""),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            let detail = format!("{address} is in use, by an agent that runs already or by something else");
-            Finding::new("listen", Status::Ok, detail, "if no agent runs: set listen to another address")
-        }
-        Err(error) => Finding::new(
-            "listen",
-            Status::Failed,
-            format!("{address}: {error}"),
-            "set listen to an address of this host",
-        ),
-    }
-}
-
-fn collector(config: &Config) -> Finding {
-    let Some(url) = &config.collector else {
-        let detail = "none configured: metering only, nothing is pushed";
-        return Finding::new(
-            "collector",
-            Status::Absent,
-            detail,
-            "set collector = \"http://HOST:4317\" to join one",
-        );
-    };
-    match reach(url) {
-        Ok(()) => Finding::new("collector", Status::Ok, format!("{url} can be reached"), ""),
-        Err(error) => {
-            let mend = "is wattmill-collector running there, listening on that address, and let through by firewalls?";
-            Finding::new("collector", Status::Failed, format!("{url}: {error}"), mend)
-        }
-    }
-}
-
-fn reach(url: &str) -> std::io::Result<()> {
-    let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
-    let uri: Uri = url.parse().map_err(|_| invalid())?;
-    let host = uri.host().ok_or_else(invalid)?.trim_start_matches('[').trim_end_matches(']');
-    let mut last = std::io::Error::other("the name has no address");
-    for address in (host, uri.port_u16().ok_or_else(invalid)?).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(_) => return Ok(()),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
 fn worker(config: &Config) -> Finding {
     let path = &config.worker_path;
     let detail = format!("{}", path.display());
-    if path.is_file() {
+    let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file);
+    if metadata.as_ref().is_some_and(|file| file.permissions().mode() & 0o111 != 0) {
         Finding::new("worker", Status::Ok, detail, "")
+    } else if metadata.is_some() && config.collector.is_some() {
+        let mend = format!("chmod 755 {detail}");
+        Finding::new(
+            "worker",
+            Status::Failed,
+            format!("{detail} is no program: this node cannot train"),
+            mend,
+        )
     } else if config.collector.is_some() {
         let mend = "install wattmill-worker beside wattmill-agent, or set [worker] path";
         Finding::new("worker", Status::Failed, format!("{detail} is missing: this node cannot train"), mend)
@@ -333,6 +274,8 @@ fn worker(config: &Config) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     fn config(text: &str) -> (tempfile::TempDir, Config) {

@@ -1,7 +1,7 @@
 //! `wattmill-agent`: a host's daemon. Only wires: command line, configuration, logging, exit codes.
 
 use std::error::Error;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +23,7 @@ use wattmill_protocol::exit;
                   `collector = \"http://…:4317\"` in /etc/wattmill/agent.toml it pushes what it meters there, and \
                   trains. Begin with `wattmill-agent check`; docs/configuration.md lists every key. \
                   RUST_LOG=debug logs more.\n\n\
-                  Exit codes: 0 fine, 1 failure while running (check: something is missing), 64 usage, 78 bad \
+                  Exit codes: 0 fine, 1 failure while running (check: something that should work does not), 64 usage, 78 bad \
                   configuration."
 )]
 struct Cli {
@@ -40,8 +40,16 @@ enum Command {
     /// Run in the foreground until SIGTERM or SIGINT; it logs to standard error
     Run,
     /// Show what was found on this host, what is missing, why, and how to mend it
+    ///
+    /// It changes nothing, and may run beside an agent; run it as the agent's user, who may read less than you:
+    /// `sudo -u wattmill wattmill-agent check`. Each thing is
+    ///
+    /// ok (it works), - (absent: not there, and nobody asked for it), WARN (warning: it works, and something is left
+    /// out or open to others) or FAILED (failed: it should work, and does not). What to do stands under it.
+    ///
+    /// Exit codes: 0 nothing failed (warnings pass), 1 something failed, 64 usage, 78 bad configuration.
     Check {
-        /// Print JSON
+        /// Print JSON: {"passed", "worst", "version", "findings": [{"what", "status", "detail", "mend"}]}
         #[arg(long)]
         json: bool,
     },
@@ -58,7 +66,13 @@ fn main() -> ExitCode {
     };
     let config = match Config::load(cli.config.as_deref()) {
         Ok(config) => config,
-        Err(error) => return fail(&error, exit::CONFIG),
+        Err(error) => {
+            if matches!(cli.command, Command::Check { json: true }) {
+                let findings = [check::configuration(exit::describe(&error))];
+                say(&format!("{}\n", check::json(&findings)));
+            }
+            return fail(&error, exit::CONFIG);
+        }
     };
     match cli.command {
         Command::Run => {
@@ -70,13 +84,19 @@ fn main() -> ExitCode {
         }
         Command::Check { json } => {
             let findings = check::run(&config);
-            if json {
-                println!("{}", check::json(&findings));
-            } else {
-                print!("{}", check::table(&findings));
-            }
+            say(&if json { check::json(&findings) + "\n" } else { check::table(&findings) });
             ExitCode::from(if check::passed(&findings) { exit::OK } else { exit::FAILURE })
         }
+    }
+}
+
+/// Writes to standard output, where a reader that left, as `head` does, is the end and no failure.
+fn say(text: &str) {
+    // The exit code still tells.
+    if let Err(error) = std::io::stdout().write_all(text.as_bytes())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("wattmill-agent: cannot write to standard output: {error}");
     }
 }
 

@@ -100,6 +100,12 @@ pub(crate) enum Error {
     /// The collector's answer is not what the contract says.
     #[error("the collector's answer cannot be used: {0}")]
     Answer(String),
+    /// What is said cannot be written.
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+    /// The node's agent does not answer as it should.
+    #[error(transparent)]
+    Agent(#[from] crate::energy::AgentError),
     /// A part of the demo failed.
     #[error("{0}")]
     Demo(String),
@@ -108,11 +114,16 @@ pub(crate) enum Error {
 impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Address { .. } => exit::USAGE,
+            Self::Address { .. } | Self::Agent(crate::energy::AgentError::Address { .. }) => exit::USAGE,
             Self::Job { .. } | Self::JobEnded { bad_input: true, .. } => exit::DATA,
             Self::Refused(status) if status.code() == Code::InvalidArgument => exit::DATA,
             _ => exit::FAILURE,
         }
+    }
+
+    /// Whether the reader left, as `head` does once it has its lines: the end, and no failure.
+    pub(crate) fn is_reader_gone(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
     pub(crate) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {

@@ -10,6 +10,7 @@ use wattmill_protocol::job::Job;
 use wattmill_protocol::{Energy, Hash, v1};
 
 use crate::client::{Client, Error, Seen, Watch};
+use crate::show::say;
 use crate::watch::{self, Progress};
 use crate::{Common, Outputs, show};
 
@@ -60,14 +61,14 @@ pub(crate) async fn submit(common: &Common, options: &Submit) -> Result<(), Erro
     let job = client.submit(toml).await?;
     if options.no_wait {
         if common.json {
-            println!("{}", json!({ "job": job }));
+            say!("{}", json!({ "job": job }))?;
         } else {
-            println!("{job}");
+            say!("{job}")?;
         }
         return Ok(());
     }
     if !common.json {
-        println!("job {job} submitted");
+        say!("job {job} submitted")?;
     }
     let view = follow(&client, &job, &mut Progress::new(common.json)).await?;
     finish(&mut client, view, &options.outputs, common.json).await
@@ -133,7 +134,7 @@ async fn finish(
     let model = outputs.model.clone().filter(|_| ended.is_ok());
     let outputs = Outputs { model, report: outputs.report.clone() };
     save(client, &view, &report, &outputs).await?;
-    print(&view, &outputs, as_json);
+    print(&view, &outputs, as_json)?;
     ended
 }
 
@@ -162,11 +163,11 @@ pub(crate) async fn list(common: &Common) -> Result<(), Error> {
     let jobs = client.ask(async |control| control.list_jobs(v1::ListJobsRequest {}).await).await?.jobs;
     if common.json {
         let jobs: Vec<Value> = jobs.iter().map(|job| as_json(job, &Outputs::default())).collect();
-        println!("{:#}", Value::Array(jobs));
+        say!("{:#}", Value::Array(jobs))?;
     } else if jobs.is_empty() {
-        println!("no jobs: `wattmill submit job.toml` submits one");
+        say!("no jobs: `wattmill submit job.toml` submits one")?;
     } else {
-        println!("{}", table(&jobs));
+        say!("{}", table(&jobs))?;
     }
     Ok(())
 }
@@ -176,7 +177,7 @@ pub(crate) async fn show(common: &Common, options: &Show) -> Result<(), Error> {
     let mut client = Client::connect(&common.collector).await?;
     let (view, report) = client.job(&options.job).await?;
     save(&mut client, &view, &report, &options.outputs).await?;
-    print(&view, &options.outputs, common.json);
+    print(&view, &options.outputs, common.json)?;
     Ok(())
 }
 
@@ -195,9 +196,9 @@ pub(crate) async fn cancel(common: &Common, job: String) -> Result<(), Error> {
     };
     match stood {
         Some(state) if state != "cancelled" => return Err(Error::NotCancelled { job, state }),
-        _ if common.json => println!("{}", json!({ "job": job, "cancelled": true })),
-        Some(_) => println!("job {job} was cancelled already"),
-        None => println!("job {job} cancelled"),
+        _ if common.json => say!("{}", json!({ "job": job, "cancelled": true }))?,
+        Some(_) => say!("job {job} was cancelled already")?,
+        None => say!("job {job} cancelled")?,
     }
     Ok(())
 }
@@ -208,11 +209,11 @@ pub(crate) async fn waive(common: &Common, options: Waive) -> Result<(), Error> 
     let request = v1::WaiveShardsRequest { job: options.job.clone(), shard: options.shard };
     let shards = client.ask(async |control| control.waive_shards(request).await).await?.shards;
     if common.json {
-        println!("{}", json!({ "job": options.job, "shards": shards }));
+        say!("{}", json!({ "job": options.job, "shards": shards }))?;
         return Ok(());
     }
     let shards: Vec<String> = shards.iter().map(u32::to_string).collect();
-    println!("job {}: tried anew: shard {}", options.job, shards.join(", "));
+    say!("job {}: tried anew: shard {}", options.job, shards.join(", "))?;
     Ok(())
 }
 
@@ -240,20 +241,20 @@ pub(crate) fn table(jobs: &[v1::JobView]) -> String {
     show::table(&head, &rows)
 }
 
-fn print(view: &v1::JobView, outputs: &Outputs, json: bool) {
+fn print(view: &v1::JobView, outputs: &Outputs, json: bool) -> Result<(), Error> {
     if json {
-        println!("{}", as_json(view, outputs));
-        return;
+        return say!("{}", as_json(view, outputs));
     }
-    println!("{}", table(std::slice::from_ref(view)));
+    say!("{}", table(std::slice::from_ref(view)))?;
     if !view.nodes.is_empty() {
-        println!("\n{}", shares(view));
+        say!("\n{}", shares(view))?;
     }
     for (what, path) in [("model", &outputs.model), ("energy report", &outputs.report)] {
         if let Some(path) = path {
-            println!("{what}: {}", path.display());
+            say!("{what}: {}", path.display())?;
         }
     }
+    Ok(())
 }
 
 /// Who did what, as a table.

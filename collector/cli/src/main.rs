@@ -1,7 +1,10 @@
 //! `wattmill`: the user's tool. It asks the collector and shows what it says; it decides nothing.
 
+#![deny(clippy::print_stdout, reason = "`say!` ends quietly where the reader left; `println!` panics")]
+
 mod client;
 mod demo;
+mod energy;
 mod jobs;
 mod nodes;
 mod show;
@@ -23,7 +26,8 @@ use client::Error;
                   Try `wattmill demo` first: it needs no cluster and no configuration. Then:\n\n  \
                     wattmill nodes                          what the cluster has\n  \
                     wattmill submit job.toml --model m.safetensors\n  \
-                    wattmill job ID --report energy.json    its bill\n\n\
+                    wattmill job ID --report energy.json    its bill\n  \
+                    wattmill energy                         what draws power on this host, by device and program\n\n\
                   Exit codes: 0 fine, 1 failure while running, 64 usage, 65 bad job or data."
 )]
 struct Arguments {
@@ -81,6 +85,11 @@ enum Command {
     ///
     /// With --json, one JSON object a line for each update. A collector that goes away is waited for.
     Watch(watch::Options),
+    /// Show what draws power on this node, live: devices, and services, containers, pods and jobs.
+    ///
+    /// It asks the node's agent, and needs no collector. On a terminal it is redrawn until q or Ctrl-C; elsewhere,
+    /// and with --json, it prints one sample and ends (--count N: so many, 0: until interrupted).
+    Energy(energy::Options),
 }
 
 fn main() -> ExitCode {
@@ -104,6 +113,7 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::from(exit::OK),
+        Err(error) if error.is_reader_gone() => ExitCode::from(exit::OK),
         Err(error) => {
             eprintln!("wattmill: {}", exit::describe(&error));
             ExitCode::from(error.exit_code())
@@ -122,6 +132,7 @@ async fn run(Arguments { command, common }: Arguments) -> Result<(), Error> {
         Command::Nodes => nodes::list(&common).await,
         Command::Retire { node } => nodes::retire(&common, node).await,
         Command::Watch(options) => watch::run(&common, &options).await,
+        Command::Energy(options) => energy::run(&options, common.json).await,
     }
 }
 

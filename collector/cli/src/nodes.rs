@@ -5,7 +5,7 @@ use wattmill_protocol::{Energy, Source, v1};
 
 use crate::Common;
 use crate::client::{Client, Error};
-use crate::show;
+use crate::show::{self, say};
 
 /// A node as JSON shows it.
 #[derive(Serialize)]
@@ -53,11 +53,11 @@ pub(crate) async fn list(common: &Common) -> Result<(), Error> {
     let nodes = client.ask(async |control| control.list_nodes(v1::ListNodesRequest {}).await).await?.nodes;
     if common.json {
         let nodes: Vec<NodeJson<'_>> = nodes.iter().map(json).collect();
-        println!("{}", serde_json::to_string_pretty(&nodes).map_err(|e| Error::Answer(e.to_string()))?);
+        say!("{}", serde_json::to_string_pretty(&nodes).map_err(|e| Error::Answer(e.to_string()))?)?;
     } else if nodes.is_empty() {
-        println!("no nodes: start wattmill-agent with collector = \"{}\"", common.collector);
+        say!("no nodes: start wattmill-agent with collector = \"{}\"", common.collector)?;
     } else {
-        println!("{}", table(&nodes));
+        say!("{}", table(&nodes))?;
     }
     Ok(())
 }
@@ -68,9 +68,9 @@ pub(crate) async fn retire(common: &Common, node: String) -> Result<(), Error> {
     let request = v1::RetireNodeRequest { node: node.clone() };
     client.ask(async |control| control.retire_node(request).await).await?;
     if common.json {
-        println!("{}", serde_json::json!({ "node": node, "retired": true }));
+        say!("{}", serde_json::json!({ "node": node, "retired": true }))?;
     } else {
-        println!("node {node} retired");
+        say!("node {node} retired")?;
     }
     Ok(())
 }

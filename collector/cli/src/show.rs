@@ -1,6 +1,24 @@
 //! How figures look: the same words and units everywhere.
 
+use std::fmt;
+use std::io::{self, Write as _};
+
 use wattmill_protocol::{Energy, v1};
+
+use crate::client::Error;
+
+/// Says a line on standard output. `println!` would panic where the reader has left, as `head` does: it is denied in
+/// this program, and this is the one way out.
+macro_rules! say {
+    ($($words:tt)*) => { $crate::show::line(format_args!($($words)*)) };
+}
+pub(crate) use say;
+
+/// What [`say`] does.
+pub(crate) fn line(words: fmt::Arguments<'_>) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{words}").and_then(|()| out.flush()).map_err(Error::Output)
+}
 
 /// What stands for a figure that nobody knows.
 pub(crate) const ABSENT: &str = "–";

@@ -10,6 +10,7 @@ use tokio_stream::StreamExt as _;
 use wattmill_protocol::v1;
 
 use crate::client::{Client, Error, Seen, Watch};
+use crate::show::say;
 use crate::{Common, jobs, nodes, show};
 
 /// How often a terminal is drawn.
@@ -31,8 +32,7 @@ pub(crate) async fn run(common: &Common, options: &Options) -> Result<(), Error>
     let mut progress = Progress::new(common.json);
     if options.once {
         let view = client.watch(DRAW_EVERY).await?.next().await.unwrap_or_else(|| Err(client.ended()))?;
-        once(&view, common.json);
-        return Ok(());
+        return once(&view, common.json);
     }
     let mut watch = Watch::open(&client, progress.interval(), None).await?;
     loop {
@@ -62,14 +62,13 @@ pub(crate) fn lost(error: &Error) -> String {
     format!("{}; waiting for it", what.split(';').next().unwrap_or_default())
 }
 
-fn once(view: &v1::ClusterView, json: bool) {
+fn once(view: &v1::ClusterView, json: bool) -> Result<(), Error> {
     if json {
-        println!("{}", cluster_json(view));
-        return;
+        return say!("{}", cluster_json(view));
     }
-    println!("{}\n", headline(view));
-    println!("{}\n", nodes::table(&view.nodes));
-    println!("{}", jobs::table(&view.jobs));
+    say!("{}\n", headline(view))?;
+    say!("{}\n", nodes::table(&view.nodes))?;
+    say!("{}", jobs::table(&view.jobs))
 }
 
 fn cluster_json(view: &v1::ClusterView) -> serde_json::Value {
@@ -217,7 +216,7 @@ impl Progress {
 }
 
 /// Whether colours are wanted (no-color.org).
-fn colours() -> bool {
+pub(crate) fn colours() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 

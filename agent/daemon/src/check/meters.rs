@@ -1,5 +1,6 @@
 //! Findings on the meters beside RAPL and NVML: other GPUs, board sensors, the whole node's.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Finding, PATIENCE, Status, in_time};
@@ -39,7 +40,10 @@ pub(super) fn hwmon_gpus(config: &Config) -> Finding {
         Answer::Absent | Answer::Unchanged => {
             Finding::new(WHAT, Status::Absent, format!("no AMD or Intel GPUs that are metered{passed}"), "")
         }
-        Answer::Failed(error) => Finding::new(WHAT, Status::Failed, error.message, ""),
+        Answer::Failed(error) => {
+            let mend = "see the kernel's log (dmesg) for amdgpu, i915 or xe, or set hwmon.gpus = false";
+            Finding::new(WHAT, Status::Failed, error.message, mend)
+        }
         Answer::Reading(reading) => {
             let gpus: Vec<String> =
                 reading.gpus.iter().map(|gpu| describe(gpu.uuid.as_str(), &reading)).collect();
@@ -87,11 +91,23 @@ pub(super) fn board(config: &Config) -> Finding {
     };
     let said: Vec<String> = errors.iter().map(|error| format!("; {error}")).collect();
     let denied = errors.iter().any(|error| error.reason == "permission");
-    let mend = if denied { "let the group wattmill read the file, by a udev rule" } else { "" };
+    let mend = match (denied, errors.is_empty()) {
+        (true, _) => {
+            "let the group wattmill read the file, by a udev rule such as the second one of \
+             packaging/udev/60-wattmill.rules"
+        }
+        (false, false) => {
+            "see the kernel's log (dmesg) for the sensor's driver, or set hwmon.sensors = false"
+        }
+        (false, true) => "",
+    };
     match (names.is_empty(), errors.is_empty()) {
         (true, true) => Finding::new(WHAT, Status::Absent, "no power sensors of boards or supplies", ""),
         (true, false) => Finding::new(WHAT, Status::Failed, said.concat().trim_start_matches("; "), mend),
-        (false, _) => Finding::new(WHAT, Status::Ok, format!("{}{}", names.join(", "), said.concat()), mend),
+        (false, whole) => {
+            let status = if whole { Status::Ok } else { Status::Warning };
+            Finding::new(WHAT, status, format!("{}{}", names.join(", "), said.concat()), mend)
+        }
     }
 }
 
@@ -144,8 +160,18 @@ pub(super) fn redfish(config: &Config) -> Finding {
         (false, false) => "",
     };
     let mut finding = node_meter(WHAT, answer, warning, redfish_mend);
-    if public && finding.mend.is_empty() {
-        finding.mend = "chgrp wattmill, chmod 640 the file redfish.password_file".to_owned();
+    if finding.status == Status::Ok && !warning.is_empty() {
+        finding.status = Status::Warning;
+    }
+    if finding.mend.is_empty() {
+        let chmod = "chgrp wattmill, chmod 640 the file redfish.password_file";
+        let ca = "set redfish.ca_file to the CA of the BMC's certificate in place of insecure";
+        finding.mend = match (redfish.ca_file.is_none(), public) {
+            (true, true) => format!("{ca}; {chmod}"),
+            (true, false) => ca.to_owned(),
+            (false, true) => chmod.to_owned(),
+            (false, false) => String::new(),
+        };
     }
     finding
 }
@@ -164,7 +190,7 @@ fn redfish_mend(error: &ReadError) -> &'static str {
         "unreachable" => "is redfish.url right, and the BMC let through by firewalls?",
         "timeout" => "the BMC is slow: set redfish.interval_ms higher",
         "unsupported" => "this BMC shows no power by Redfish: try [dcmi]",
-        _ => "",
+        _ => "ask redfish.url/redfish/v1/ by curl: does the BMC answer as Redfish says?",
     }
 }
 
@@ -191,7 +217,33 @@ fn node_meter(
             let sensors = reading.sensors.iter().map(|s| format!("{} {}", s.id.sensor, shown(s.watts)));
             let errors = errors(&reading);
             let detail = format!("{}{errors}{warning}", sensors.collect::<Vec<_>>().join(", "));
-            Finding::new(what, Status::Ok, detail, "")
+            if reading.failures.is_empty() {
+                Finding::new(what, Status::Ok, detail, "")
+            } else {
+                Finding::new(
+                    what,
+                    Status::Warning,
+                    detail,
+                    "some of it does not answer: is it in the BMC's own log?",
+                )
+            }
         }
     }
+}
+
+/// NVIDIA's number on PCI, and the class of display and 3D controllers.
+const NVIDIA: &str = "0x10de";
+const DISPLAY_CLASS: &str = "0x03";
+
+/// Whether a GPU of NVIDIA's sits on PCI, with a driver or without.
+pub(super) fn has_nvidia_gpu(sysfs_root: &Path) -> bool {
+    let is_gpu = |folder: &Path| {
+        let is = |file: &str, prefix: &str| {
+            std::fs::read_to_string(folder.join(file)).is_ok_and(|text| text.starts_with(prefix))
+        };
+        is("vendor", NVIDIA) && is("class", DISPLAY_CLASS)
+    };
+    // Without PCI there are none.
+    let devices = std::fs::read_dir(sysfs_root.join("bus/pci/devices")).into_iter().flatten().flatten();
+    devices.into_iter().any(|device| is_gpu(&device.path()))
 }

@@ -261,7 +261,8 @@ fn list(folder: &Path, given: &mut Names) -> (Vec<Zone>, Option<ReadError>) {
     };
     // Zone folders are `intel-rapl:N` and `intel-rapl:N:M`, N and M in hex on some kernels; a sysfs lists
     // subzones beside their parents and inside them alike: take each once, by its name.
-    let entries = entries.filter_map(Result::ok).map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let entries =
+        entries.filter_map(Result::ok).map(|entry| entry.file_name().to_string_lossy().into_owned());
     let entries: Vec<String> = entries.collect();
     let of = |interface: &str| {
         let mut names = BTreeSet::new();

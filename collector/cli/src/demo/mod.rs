@@ -13,6 +13,7 @@ use tokio_stream::StreamExt as _;
 use wattmill_protocol::{Hash, v1};
 
 use crate::client::{Client, Error};
+use crate::show::say;
 use crate::watch::Progress;
 use crate::{Outputs, jobs, show};
 use cluster::Cluster;
@@ -66,8 +67,7 @@ pub(crate) async fn run(options: &Options, as_json: bool) -> Result<(), Error> {
     };
     cluster.stop().await;
     let report = outcome?;
-    print(&report, begun, as_json);
-    Ok(())
+    print(&report, begun, as_json)
 }
 
 /// What is said at the end.
@@ -187,7 +187,7 @@ async fn kill_one(client: &mut Client, cluster: &Cluster, job: &str) -> Result<O
     Err(client.ended())
 }
 
-fn print(finished: &Finished, begun: Instant, as_json: bool) {
+fn print(finished: &Finished, begun: Instant, as_json: bool) -> Result<(), Error> {
     let Finished { view, sigma, outputs, dashboard, report } = finished;
     let objective = view.mfu_ratio.zip(*sigma).map(|(eta, sigma)| eta * sigma);
     if as_json {
@@ -197,13 +197,12 @@ fn print(finished: &Finished, begun: Instant, as_json: bool) {
         object["dashboard"] = json!(dashboard);
         object["cluster_energy_joules"] = report["energy_joules"]["cluster"].clone();
         object["wall_seconds"] = json!(begun.elapsed().as_secs_f64());
-        println!("{object}");
-        return;
+        return say!("{object}");
     }
     let (committed, wasted) = jobs::energies(view);
     let model = Hash::try_from(&view.model_hash[..]).map(|h| h.to_string()).unwrap_or_default();
-    println!("Energy report of job {}", view.id);
-    println!("{}\n", jobs::shares(view));
+    say!("Energy report of job {}", view.id)?;
+    say!("{}\n", jobs::shares(view))?;
     let rows = [
         ("accuracy on held-out rows", show::maybe(view.accuracy, |a| format!("{a:.4}"))),
         ("training loss", show::maybe(view.loss, |l| format!("{l:.4}"))),
@@ -227,13 +226,13 @@ fn print(finished: &Finished, begun: Instant, as_json: bool) {
         ),
     ];
     for (what, figure) in rows {
-        println!("{what:<33} {figure}");
+        say!("{what:<33} {figure}")?;
     }
-    println!();
+    say!("")?;
     let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
-    println!("model      {} (SHA-256 {model})", path(&outputs.model));
-    println!("report     {}", path(&outputs.report));
-    println!("dashboard  {} (import it into Grafana)", dashboard.display());
+    say!("model      {} (SHA-256 {model})", path(&outputs.model))?;
+    say!("report     {}", path(&outputs.report))?;
+    say!("dashboard  {} (import it into Grafana)", dashboard.display())
 }
 
 #[cfg(test)]

@@ -47,6 +47,10 @@ fn check(folder: &AgentFolder, agent: &Path, user: Option<u32>) -> Checked {
     assert_eq!(code, json_code);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["passed"].as_bool(), Some(code == 0), "{table}");
+    for finding in json["findings"].as_array().unwrap() {
+        let amiss = ["warning", "failed"].contains(&finding["status"].as_str().unwrap());
+        assert!(!amiss || finding["mend"] != "", "what is amiss says what to do: {finding}");
+    }
     Checked { code, table, json }
 }
 
@@ -74,6 +78,47 @@ fn a_host_without_meters_passes_on_an_estimate() {
     let (status, detail, mend) = checked.finding("estimate");
     assert!(status == "ok" && detail.contains(" W idle") && mend.contains("idle_watts"), "{}", checked.table);
     assert_eq!(checked.finding("nvml").0, "absent");
+    assert_eq!(checked.json["worst"], "ok", "what is absent is no worse");
+    assert!(checked.table.contains(" 0 to look at, 0 failed"), "{}", checked.table);
+}
+
+#[test]
+fn a_gpu_that_is_left_out_is_a_warning_and_passes() {
+    let folder = AgentFolder::new("checked", |folder| {
+        let device = folder.join("sys/bus/pci/devices/0000:01:00.0");
+        fs::create_dir_all(&device).unwrap();
+        fs::write(device.join("vendor"), "0x10de\n").unwrap();
+        fs::write(device.join("class"), "0x030200\n").unwrap();
+        String::new()
+    });
+    // The library by its default: nobody asked for it by name.
+    let keys = fs::read_to_string(&folder.config).unwrap();
+    fs::write(&folder.config, keys.replace("nvml_library = \"\"\n", "")).unwrap();
+    let checked = check(&folder, &program("wattmill-agent"), None);
+    let (status, detail, mend) = checked.finding("nvml");
+    if !detail.starts_with("no libnvidia-ml.so.1") {
+        eprintln!("skipped: this host has NVIDIA's library");
+        return;
+    }
+    assert!(status == "warning" && mend.contains("libnvidia-ml1"), "{}", checked.table);
+    assert!(checked.table.contains("WARN"), "{}", checked.table);
+    assert_eq!((checked.code, &checked.json["worst"]), (0, &"warning".into()), "a warning passes");
+}
+
+#[test]
+fn a_port_in_use_is_an_agents_or_a_failure() {
+    let agent = wattmill_it_metering::process::Agent::start("listening", |_| String::new());
+    let beside = checked(|_| format!("listen = {:?}\n", agent.address));
+    let (status, detail, _) = beside.finding("listen");
+    assert!(status == "ok" && detail.contains("an agent that runs already"), "{}", beside.table);
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap();
+    // It listens, and is no agent: it closes whatever comes.
+    std::thread::spawn(move || other.incoming().for_each(drop));
+    let taken = checked(|_| format!("listen = \"{address}\"\n"));
+    let (status, _, mend) = taken.finding("listen");
+    assert!(status == "failed" && mend.contains(&format!(":{}", address.port())), "{}", taken.table);
+    assert_eq!((taken.code, &taken.json["worst"]), (1, &"failed".into()));
 }
 
 #[test]
@@ -145,5 +190,12 @@ fn a_mistake_in_the_configuration_is_78_and_in_the_call_64() {
     let output = run(Command::new(&agent).args(["check", "--config"]).arg(&folder.config));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(78) && text.contains("`intervall`"), "{output:?}");
+    let output = run(Command::new(&agent).args(["check", "--json", "--config"]).arg(&folder.config));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), json["passed"].as_bool()), (Some(78), Some(false)));
+    assert!(
+        json["findings"][0]["what"] == "configuration" && json.to_string().contains("intervall"),
+        "{json}"
+    );
     assert_eq!(run(Command::new(&agent).arg("chekc")).status.code(), Some(64));
 }

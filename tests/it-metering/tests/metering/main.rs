@@ -5,6 +5,7 @@
 mod busy;
 mod check;
 mod disk;
+mod energy;
 mod exposition;
 mod hostile;
 mod hwmon;

@@ -211,7 +211,7 @@ fn check_warns_of_what_others_may_read() {
         },
         "redfish",
     );
-    assert_eq!(status, "ok");
+    assert_eq!(status, "warning");
     assert!(detail.contains("not checked (insecure)") && mend.contains("chmod 640"), "{detail} -> {mend}");
 }
 

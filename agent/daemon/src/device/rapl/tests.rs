@@ -65,16 +65,19 @@ fn scopes_do_not_overlap() {
 #[test]
 fn memory_mapped_zones_are_read_where_there_are_no_others() {
     let tree = Tree::new();
-    tree.zone("intel-rapl-mmio:0", "package-0", "100\n", RANGE)
-        .zone("intel-rapl-mmio:0:0", "dram", "20\n", RANGE);
+    tree.zone("intel-rapl-mmio:0", "package-0", "100\n", RANGE).zone(
+        "intel-rapl-mmio:0:0",
+        "dram",
+        "20\n",
+        RANGE,
+    );
     let found = || {
         let (zones, error) = tree.discover();
         assert_eq!(error, None);
         zones.into_iter().map(|zone| (zone.name, zone.scope, zone.energy_file)).collect::<Vec<_>>()
     };
-    let zone = |folder: &str, name: &str, scope| {
-        (name.to_owned(), Some(scope), tree.path(folder).join("energy_uj"))
-    };
+    let zone =
+        |folder: &str, name: &str, scope| (name.to_owned(), Some(scope), tree.path(folder).join("energy_uj"));
     let mapped = [
         zone("intel-rapl-mmio:0", "package-0", Scope::Cpu),
         zone("intel-rapl-mmio:0:0", "package-0/dram", Scope::Dram),

@@ -71,7 +71,7 @@ fuzz: rust-needs ## random hosts, libraries and lives, 100,000 of each; FUZZ=100
 .PHONY: bench-agent
 bench-agent: rust-needs ## what the agent costs its host, beside node_exporter; ARGS="--seconds 60 --rounds 1"
 	@tests/run/need.sh prometheus-node-exporter:prometheus-node-exporter:unpack
-	@# The agent alone, as it is shipped: built beside the collector it would link what that needs.
+	@# The agent by itself: built beside the collector, as make build does, it links codecs that that needs.
 	@cargo build --quiet --release --package wattmill-collector --package nvml-fake
 	@cargo build --quiet --release --package wattmill-it-metering --example bench_agent
 	@cargo build --quiet --release --package wattmill-agent

@@ -151,13 +151,13 @@ pub static GPU_ENERGY_DIVERGENCE: Metric = Metric {
     }),
 };
 
-/// Half-width of an interval around the GPU's energy of the last minute that holds the true energy in 99 % of cases, as a share of it: the sensor's gain, what its lag and age hide at both ends, and what its samples miss. Over a gap it is of what was metered. Absent where no accuracy is known.
+/// Half-width of an interval around the GPU's energy of the last minute that holds the true energy in at least 99 % of cases, as a share of that energy. Absent where no accuracy is known.
 pub static GPU_ENERGY_UNCERTAINTY: Metric = Metric {
     name: "wattmill_gpu_energy_uncertainty_ratio",
     kind: Kind::Gauge,
     unit: "1",
     labels: &["uuid", "source"],
-    help: "Half-width of an interval around the GPU's energy of the last minute that holds the true energy in 99 % of cases, as a share of it: the sensor's gain, what its lag and age hide at both ends, and what its samples miss. Over a gap it is of what was metered. Absent where no accuracy is known.",
+    help: "Half-width of an interval around the GPU's energy of the last minute that holds the true energy in at least 99 % of cases, as a share of that energy. Absent where no accuracy is known.",
     exporter: Exporter::Agent,
     otlp: Some(Otlp {
         name: "wattmill.gpu.energy.uncertainty",

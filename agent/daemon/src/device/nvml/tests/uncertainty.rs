@@ -31,7 +31,7 @@ fn now() -> Duration {
 struct Node {
     backend: NvmlBackend,
     client: Client,
-    /// Since when each full reading of the last minute knows energy: when, and (counter, integrated) in microjoules.
+    /// What each full reading of the last minute told: when, and (counter, integrated) of each GPU in microjoules.
     told: VecDeque<(Duration, Vec<[u64; 2]>)>,
     newest: Reading,
     _folder: tempfile::TempDir,
@@ -258,18 +258,21 @@ fn nothing_is_stated_of_a_gpu_whose_power_cannot_be_read_or_that_was_lost() {
     assert_eq!(known(&node), (false, false), "one reading is no energy");
     node.read_until(5 * second, Duration::ZERO, &mut share);
     assert_eq!(known(&node), (true, true));
-    let functions = ["nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage"];
-    let fail = |function: &str, error| Command::Fail { function: function.to_owned(), error };
-    functions.map(|function| node.client.apply(&fail(function, Some(Code::NoPermission))).unwrap());
+    let power = |node: &mut Node, error| {
+        for function in ["nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage"] {
+            node.client.apply(&Command::Fail { function: function.to_owned(), error }).unwrap();
+        }
+    };
+    power(&mut node, Some(Code::NoPermission));
     node.read_until(7 * second, Duration::ZERO, &mut share);
     assert_eq!(known(&node), (false, false));
-    functions.map(|function| node.client.apply(&fail(function, None)).unwrap());
+    power(&mut node, None);
     node.read_until(9 * second, Duration::ZERO, &mut share);
     assert_eq!(known(&node), (false, true), "the counter's time has a gap of the means that are its measure");
     node.read_until(75 * second, Duration::ZERO, &mut share);
     assert_eq!(known(&node), (true, true));
-    let gpu_is = |mode| Command::Lose { gpu: GpuRef::Slot(0), mode, functions: None };
-    node.client.apply(&gpu_is(LossMode::GpuIsLost)).unwrap();
+    let lose = Command::Lose { gpu: GpuRef::Slot(0), mode: LossMode::GpuIsLost, functions: None };
+    node.client.apply(&lose).unwrap();
     node.read_until(77 * second, Duration::ZERO, &mut share);
     assert_eq!(known(&node), (false, false));
     node.client.apply(&Command::Restore { gpu: GpuRef::Slot(0), restart_counters: true }).unwrap();

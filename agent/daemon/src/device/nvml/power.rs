@@ -25,18 +25,12 @@ pub(super) enum Usage {
     Average,
 }
 
-fn is_ga100(device: &Device<'_>) -> bool {
-    let pci = device.pci_info().map(|pci| pci.pci_device_id >> 16);
-    pci.is_ok_and(|number| GA100.contains(&number))
-}
-
 impl Attention {
     /// How the sensor of `device` looks, by "Part-time Power Measurements" (arXiv 2312.02741): for 100 of 100 ms on
-    /// Turing, Ampere and Ada; for 25 on GA100 and Hopper. Others are taken for no better.
+    /// Turing and Ada, for 25 on GA100 and Hopper. Others are taken for no better than these.
     pub(super) fn of(device: &Device<'_>) -> Self {
         match device.architecture() {
             Ok(DeviceArchitecture::Turing | DeviceArchitecture::Ada) => Self::Full,
-            Ok(DeviceArchitecture::Ampere) if !is_ga100(device) => Self::Full,
             Ok(_) | Err(_) => Self::Part,
         }
     }
@@ -45,7 +39,8 @@ impl Attention {
 impl Usage {
     /// What it means on `device`.
     pub(super) fn of(device: &Device<'_>) -> Self {
-        if is_ga100(device) {
+        let pci = device.pci_info().map(|pci| pci.pci_device_id >> 16);
+        if pci.is_ok_and(|number| GA100.contains(&number)) {
             return Self::Instant;
         }
         match device.architecture() {

@@ -178,9 +178,22 @@ fn nvml(config: &Config) -> Finding {
                 |lost: Option<&str>| lost.map_or_else(String::new, |reason| format!(" LOST ({reason})"));
             let shown: Vec<String> =
                 gpus.map(|g| format!("{} {}{}", g.model, g.uuid, state(g.lost))).collect();
-            let status = if lost > 0 { Status::Failed } else { Status::Ok };
-            let mend = if lost > 0 { "see the kernel's log for Xid errors, or correct `gpus`" } else { "" };
-            Finding::new("nvml", status, format!("{} GPUs: {}", shown.len(), shown.join(", ")), mend)
+            let mut detail = format!("{} GPUs: {}", shown.len(), shown.join(", "));
+            let mut failures = reading.failures;
+            failures.sort_unstable();
+            failures.dedup();
+            if !failures.is_empty() {
+                detail = format!("{detail}; not all could be read ({})", failures.join(", "));
+            }
+            let unmetered = shown.is_empty() && meters::has_nvidia_gpu(&config.sysfs_root);
+            let (status, mend) = match (lost > 0 || !failures.is_empty(), unmetered) {
+                (true, _) => (Status::Failed, "see the kernel's log for Xid errors, or correct `gpus`"),
+                (false, true) => {
+                    (Status::Warning, "the driver shows none of this host's GPUs: nvidia-smi says more")
+                }
+                (false, false) => (Status::Ok, ""),
+            };
+            Finding::new("nvml", status, detail, mend)
         }
     }
 }

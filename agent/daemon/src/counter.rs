@@ -92,7 +92,18 @@ impl Counter {
 
     /// Takes a reading at the time `at` and tells what was counted since the one before.
     pub fn advance(&mut self, raw: u64, at: Duration, limits: &Limits) -> Step {
-        let Some((last, last_at)) = self.last.replace((raw, at)) else { return Step::First };
+        let Some((last, last_at)) = self.last else {
+            self.last = Some((raw, at));
+            return Step::First;
+        };
+        // Back by a hair it is a glitch of the hardware, not a round less a hair and no new beginning: what lies
+        // between was counted once. Of one that did begin anew, so near its beginning, a hair is lost.
+        let back = last.saturating_sub(raw) as f64;
+        let hair = limits.max_per_second * COUNTER_UPDATE.as_secs_f64();
+        if back > 0.0 && back <= hair && hair.is_finite() {
+            return Step::Counted(0, None);
+        }
+        self.last = Some((raw, at));
         let elapsed = at.saturating_sub(last_at) + COUNTER_LAG;
         let possible = limits.max_per_second * elapsed.as_secs_f64();
         // A range of 0, or a reading beyond the range, says that the range is not to be believed.
@@ -100,18 +111,12 @@ impl Counter {
         if raw >= last {
             return forward(raw - last, possible, modulus);
         }
-        let back = (last - raw) as f64;
-        match modulus {
-            // Back by a hair it is a glitch of the hardware rather than a round less a hair.
-            Some(modulus) if back > limits.max_per_second * COUNTER_UPDATE.as_secs_f64() => {
-                let delta = modulus - last + raw;
-                if delta as f64 <= possible {
-                    Step::Counted(delta, missed(delta, possible, Some(modulus)))
-                } else {
-                    Step::Gap(GapReason::Reset)
-                }
-            }
-            _ => Step::Gap(GapReason::Reset),
+        let Some(modulus) = modulus else { return Step::Gap(GapReason::Reset) };
+        let delta = modulus - last + raw;
+        if delta as f64 <= possible {
+            Step::Counted(delta, missed(delta, possible, Some(modulus)))
+        } else {
+            Step::Gap(GapReason::Reset)
         }
     }
 }
@@ -154,9 +159,10 @@ mod tests {
             ("wrap", LIMITS, RANGE - 10, 20, Step::Counted(30, None)),
             ("reset at half range", LIMITS, RANGE / 2, 20, Step::Gap(GapReason::Reset)),
             ("9 kW CPU", LIMITS, 0, 9_000_000_000, Step::Gap(GapReason::Implausible)),
-            ("no wrap known", unbounded, 1_000, 10, Step::Gap(GapReason::Reset)),
+            ("no wrap known", unbounded, 10_000, 10, Step::Gap(GapReason::Reset)),
             ("driver reload", unbounded, u64::MAX, 0, Step::Gap(GapReason::Reset)),
-            ("range 0", zero, 1_000, 10, Step::Gap(GapReason::Reset)),
+            ("range 0", zero, 2_000_000, 10, Step::Gap(GapReason::Reset)),
+            ("back by a hair", LIMITS, 1_000_000, 1, Step::Counted(0, None)),
             ("beyond its range", LIMITS, RANGE + 5, 10, Step::Gap(GapReason::Reset)),
         ] {
             let mut counter = Counter::default();
@@ -166,15 +172,16 @@ mod tests {
     }
 
     #[test]
-    fn back_by_one_is_never_a_round_however_long_ago_it_was_read() {
+    fn back_by_one_is_never_a_round_and_nothing_is_counted_twice() {
         for (modulus, elapsed) in [(Some(RANGE), 1), (Some(RANGE), 3_600), (None, 3_600), (Some(1 << 20), 1)]
         {
             let limits = Limits { modulus, ..LIMITS };
             let mut counter = Counter::resumed(1_000_000, seconds(1));
             let step = counter.advance(999_999, seconds(1 + elapsed), &limits);
-            assert_eq!(step, Step::Gap(GapReason::Reset), "{modulus:?} after {elapsed} s");
+            assert_eq!(step, Step::Counted(0, None), "{modulus:?} after {elapsed} s");
+            assert_eq!(counter.last(), Some((1_000_000, seconds(1))), "a restart goes on from there");
             let next = counter.advance(1_000_010, seconds(2 + elapsed), &limits);
-            assert!(matches!(next, Step::Counted(11, _)), "{next:?}");
+            assert!(matches!(next, Step::Counted(10, _)), "{next:?}");
         }
     }
 
@@ -182,7 +189,7 @@ mod tests {
     fn a_range_that_readings_exceed_is_no_range() {
         let limits = Limits { modulus: Some(1), max_per_second: 1e9 };
         let mut counter = Counter::resumed(5, seconds(1));
-        assert_eq!(counter.advance(9, seconds(2), &limits), Step::Counted(4, None));
+        assert_eq!(counter.advance(9_000_000, seconds(2), &limits), Step::Counted(8_999_995, None));
         assert_eq!(counter.advance(2, seconds(3), &limits), Step::Gap(GapReason::Reset));
     }
 

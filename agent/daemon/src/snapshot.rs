@@ -16,11 +16,11 @@ use std::time::Duration;
 use wattmill_protocol::catalogue as cat;
 use wattmill_protocol::{Energy, Source};
 
-use crate::config::Config;
+use crate::config::{Bandwidth, Config};
 use crate::counter::GapReason;
 use crate::device::gpu::GpuReading;
 use crate::device::host::HostReading;
-use crate::device::host::capacity::CapacityReading;
+use crate::device::host::Usage;
 use crate::device::host::stat::MODES;
 use crate::device::sensor::SensorReading;
 use crate::device::{BackendKind, Class, MeterId, Scope};
@@ -97,6 +97,8 @@ pub struct Snapshot {
     pub node: Arc<NodeFacts>,
     /// When the window ended, wall clock.
     pub unix_nanos: u64,
+    /// When it was closed, since boot: wall clocks are set.
+    pub closed_at: Duration,
     /// Since when the ledger counts, wall clock.
     pub started_unix_nanos: u64,
     /// Windows closed by this process.
@@ -117,8 +119,10 @@ pub struct Snapshot {
     pub sensors: Vec<SensorReading>,
     /// The host's figures.
     pub host: Option<Arc<HostReading>>,
-    /// What its storage and network can hold and move.
-    pub capacity: Option<Arc<CapacityReading>>,
+    /// Filesystems; those of a disk that hangs are not known.
+    pub filesystems: BTreeMap<String, Usage>,
+    /// What its storage and network can move: as configured, or by the links' speeds.
+    pub bandwidth: Bandwidth,
     /// Share of the host's CPU time that was not idle, over the window.
     pub cpu_utilization: Option<f64>,
     /// What the node's results must agree in with others'; empty until a worker said so.
@@ -152,9 +156,7 @@ pub fn visit(snapshot: &Snapshot, mut each: impl FnMut(&'static cat::Metric, &[&
     if let Some(host) = &snapshot.host {
         self::host(&mut points, host);
     }
-    if let Some(capacity) = &snapshot.capacity {
-        self::capacity(&mut points, capacity);
-    }
+    capacity(&mut points, snapshot);
     agent(&mut points, snapshot);
 }
 
@@ -238,8 +240,8 @@ fn host(points: &mut Points<'_>, host: &HostReading) {
     }
 }
 
-fn capacity(points: &mut Points<'_>, capacity: &CapacityReading) {
-    let CapacityReading { filesystems, bandwidth } = capacity;
+fn capacity(points: &mut Points<'_>, snapshot: &Snapshot) {
+    let Snapshot { filesystems, bandwidth, .. } = snapshot;
     points.add_some(&cat::HOST_STORAGE_BANDWIDTH, &["read"], bandwidth.storage_read);
     points.add_some(&cat::HOST_STORAGE_BANDWIDTH, &["write"], bandwidth.storage_write);
     points.add_some(&cat::HOST_NETWORK_BANDWIDTH, &[], bandwidth.network);
@@ -307,6 +309,7 @@ pub(crate) mod tests {
                 process_started_unix_nanos: 2_000,
             }),
             unix_nanos: 5_000,
+            closed_at: Duration::ZERO,
             started_unix_nanos: 1_000,
             windows: 3,
             meters: BTreeMap::from([
@@ -331,7 +334,8 @@ pub(crate) mod tests {
                 disks: BTreeMap::from([("sda".to_owned(), (512, 1_024))]),
                 ..HostReading::default()
             })),
-            capacity: None,
+            filesystems: BTreeMap::new(),
+            bandwidth: Bandwidth::default(),
             cpu_utilization: Some(0.25),
             numerics: String::new(),
             useful_flops: 12,

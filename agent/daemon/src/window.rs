@@ -125,7 +125,7 @@ impl Windows {
             mean_watts: None,
             recovered: false,
             gaps: Vec::new(),
-            resume: (reading.epoch == Epoch::Hardware).then_some((reading.raw, reading.at)),
+            resume: None,
             counts_for: reading.scope,
         };
         if !self.tracked.contains_key(&reading.meter) {
@@ -165,6 +165,8 @@ impl Windows {
                     last.and_then(|(_, at)| mean_watts(slice.microjoules, reading.at.saturating_sub(at)));
             }
         }
+        // Not the reading itself: one that went back by a hair is none to go on from.
+        slice.resume = tracked.counter.last().filter(|_| reading.epoch == Epoch::Hardware);
         Some(slice)
     }
 

@@ -314,17 +314,18 @@ pub fn backends(config: &crate::config::Config) -> Vec<(Vec<Backend>, Duration)>
     let (measured, cpu_time) = (rapl::Measured::default(), SharedCpuTime::default());
     let rapl = rapl::Rapl::new(&config.sysfs_root, measured.clone(), crate::clock::monotonic());
     // What the kernel has in memory, or asks the CPU itself. The estimate goes by what the others found.
-    let mut kernel = vec![
+    let kernel = vec![
         Backend::Rapl(rapl),
         Backend::Host(host::Host::new(config, cpu_time.clone())),
         Backend::Estimate(Box::new(estimate::Estimate::new(config, measured, cpu_time))),
     ];
-    if let Some(attribution) = &config.attribution {
-        kernel.push(Backend::Units(units::Units::new(&config.sysfs_root, attribution)));
-    }
     let capacity = Backend::Capacity(Capacity::new(config));
     let mut backends = vec![(kernel, metering.interval), (vec![capacity], capacity::INTERVAL)];
     let mut alone = |backend, interval| backends.push((vec![backend], interval));
+    // Thousands of cgroups take a while to walk.
+    if let Some(attribution) = &config.attribution {
+        alone(Backend::Units(units::Units::new(&config.sysfs_root, attribution)), metering.interval);
+    }
     if let Some(library) = &config.nvml_library {
         let wanted = config.wanted_gpus().nvml;
         let nvml = nvml::NvmlBackend::new(library, config.nvml_explicit, wanted, metering);

@@ -97,6 +97,8 @@ impl Shared {
 /// Where whoever closes windows waits for all backends of a window at once: it is woken once, not for each.
 #[derive(Default)]
 pub struct Round {
+    /// How long a window is; zero where they close when somebody asks.
+    window: Duration,
     state: Mutex<RoundState>,
     changed: Condvar,
 }
@@ -122,6 +124,11 @@ pub enum Woken {
 }
 
 impl Round {
+    /// Rounds of windows of such a length.
+    pub fn of_windows(window: Duration) -> Self {
+        Self { window, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, RoundState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -291,6 +298,13 @@ struct Lane {
     slot: Arc<Slot>,
 }
 
+/// When a backend that is read at such a pace is read next. One that is read several times a window is read at the
+/// window's end too, be the window no multiple of the pace.
+fn next_turn(now: Duration, pace: Duration, window: Duration) -> Duration {
+    let next = next_tick(now, pace);
+    if pace < window { next.min(next_tick(now, window)) } else { next }
+}
+
 fn run(mut lane: Vec<Lane>, interval: Duration, shared: &Shared) {
     let mut asked = false;
     while !lane.is_empty() {
@@ -303,7 +317,7 @@ fn run(mut lane: Vec<Lane>, interval: Duration, shared: &Shared) {
         });
         shared.lock().reading_since = None;
         let pace = lane.iter().map(|lane| lane.backend.pace(interval)).min().unwrap_or(interval);
-        match wait_for_turn(shared, next_tick(clock::monotonic(), pace)) {
+        match wait_for_turn(shared, next_turn(clock::monotonic(), pace, shared.round.window)) {
             Due::Now => asked = false,
             Due::Asked => asked = true,
             Due::Never => return,
@@ -555,6 +569,11 @@ mod tests {
     #[test]
     fn ticks_lie_on_one_grid() {
         let ms = Duration::from_millis;
+        let turns = |pace, window, from| next_turn(ms(from), ms(pace), ms(window));
+        assert_eq!(turns(1_000, 1_500, 1_200), ms(1_500), "the window's end");
+        assert_eq!(turns(1_000, 1_500, 1_500), ms(2_000));
+        assert_eq!(turns(5_000, 1_000, 1_200), ms(5_000), "seldom on purpose");
+        assert_eq!(turns(100, 0, 1_210), ms(1_300));
         assert_eq!(next_tick(ms(1_000), ms(1_000)), ms(2_000));
         assert_eq!(next_tick(ms(1_999), ms(1_000)), ms(2_000));
         assert_eq!(next_tick(ms(1_950), ms(100)), ms(2_000));

@@ -104,7 +104,9 @@ impl Template {
                 at += 9;
             };
             if let Some(start) = start {
-                put(start.of(snapshot).min(snapshot.unix_nanos).to_le_bytes());
+                // Later than now, by a clock that went back: unknown. One that moved along would be a reset each time.
+                let start = Some(start.of(snapshot)).filter(|start| *start <= snapshot.unix_nanos);
+                put(start.unwrap_or(0).to_le_bytes());
             }
             put(snapshot.unix_nanos.to_le_bytes());
             put(values[*series].to_le_bytes());
@@ -367,8 +369,12 @@ mod tests {
         assert_eq!(start(&snapshot, "hw.power"), 0);
         snapshot.unix_nanos = 3_000_000_000;
         assert_eq!(start(&snapshot, "system.disk.io"), 1_000_000_000);
+        // As zeros, which `prost` would leave out.
         snapshot.unix_nanos = 500;
-        assert_eq!(start(&snapshot, "hw.energy"), 500, "a clock that went back: never a start after the end");
+        let frame = Encoder::default().frame(&snapshot);
+        let request = ExportMetricsServiceRequest::decode(frame).unwrap();
+        let start = find(&request, "hw.energy").1[0].start_time_unix_nano;
+        assert_eq!(start, 0, "a clock that went back: no start is after the end, nor moves with it");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::sync::{oneshot, watch};
 use super::core::Window;
 use super::{OwnCost, OwnMeter, Recorder, Shared, State};
 use crate::clock;
-use crate::config::{Gpus, WantedGpus};
+use crate::config::{Bandwidth, Gpus, WantedGpus};
 use crate::device::Class;
 use crate::device::gpu::GpuReading;
 use crate::device::sensor::SensorReading;
@@ -53,6 +53,7 @@ pub(super) struct Engine {
     pub(super) node: Arc<NodeFacts>,
     /// GPUs of this node; none where they are turned off.
     pub(super) wanted: WantedGpus,
+    pub(super) bandwidth: Bandwidth,
     pub(super) interval: Duration,
     pub(super) own: OwnMeter,
     /// CPUs of this node.
@@ -158,6 +159,13 @@ impl Engine {
         self.shared.settlements.send_if_modified(|known| std::mem::replace(known, durable) != durable);
     }
 
+    /// As configured, or by the links' speeds, which stand while a disk hangs.
+    fn bandwidth(&self, views: &[View]) -> Bandwidth {
+        let mut readings = views.iter().filter_map(|view| view.reading.as_deref()?.capacity.as_deref());
+        let links = readings.find_map(|capacity| capacity.link_bandwidth);
+        Bandwidth { network: self.bandwidth.network.or(links), ..self.bandwidth }
+    }
+
     /// Units of the processes that are on GPUs; none where units are not told apart.
     fn places(&self, views: &[View]) -> BTreeMap<u32, Arc<Unit>> {
         let Some(places) = &self.shared.places else { return BTreeMap::new() };
@@ -210,10 +218,11 @@ impl Engine {
             duration: view.duration,
             errors: view.errors.clone(),
         });
-        let mut up = views.iter().filter(|view| view.up).filter_map(|view| view.reading.as_deref());
+        let up = views.iter().filter(|view| view.up).filter_map(|view| view.reading.as_deref());
         Snapshot {
             node: Arc::clone(&self.node),
             unix_nanos,
+            closed_at: clock::monotonic(),
             started_unix_nanos: ledger.started_unix_nanos,
             windows: self.windows,
             meters: meters.collect(),
@@ -224,7 +233,11 @@ impl Engine {
             divergence: core.divergence(),
             sensors: sensors(views),
             host: up.clone().find_map(|reading| reading.host.clone()),
-            capacity: up.find_map(|reading| reading.capacity.clone()),
+            filesystems: up
+                .clone()
+                .find_map(|reading| reading.capacity.as_ref())
+                .map_or_else(BTreeMap::new, |capacity| capacity.filesystems.clone()),
+            bandwidth: self.bandwidth(views),
             cpu_utilization: core.cpu_utilization,
             numerics: state.numerics.clone(),
             useful_flops: ledger.useful_flops,

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 use wattmill_protocol::{JobId, Token};
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Bandwidth, Config};
 use crate::counter::GapReason;
 use crate::device::thread::{BackendThread, Round};
 use crate::device::units::Places;
@@ -99,7 +99,7 @@ impl Meter {
     ) -> Result<Self, MeterError> {
         let (store, found) = Store::open(&config.state_dir)?;
         let core = open_ledger(found, &node, config);
-        let round = Arc::<Round>::default();
+        let round = Arc::new(Round::of_windows(config.metering.interval));
         let mut threads = Vec::new();
         for (backends, interval) in crate::device::backends(config) {
             threads.extend(BackendThread::start(backends, interval, &round).map_err(MeterError::Thread)?);
@@ -142,6 +142,7 @@ impl Meter {
             store,
             node,
             wanted: config.wanted_gpus(),
+            bandwidth: config.bandwidth,
             interval: config.metering.interval,
             own: OwnMeter::new(&config.procfs_root),
             cpu_count: config.cpus.len(),
@@ -304,6 +305,7 @@ fn empty_snapshot(ledger: &Ledger, node: &Arc<NodeFacts>) -> Snapshot {
     Snapshot {
         node: Arc::clone(node),
         unix_nanos: node.process_started_unix_nanos,
+        closed_at: clock::monotonic(),
         started_unix_nanos: ledger.started_unix_nanos,
         windows: 0,
         meters: ledger.meters.iter().map(|(meter, e)| (meter.clone(), sum(e.microjoules))).collect(),
@@ -314,7 +316,8 @@ fn empty_snapshot(ledger: &Ledger, node: &Arc<NodeFacts>) -> Snapshot {
         divergence: BTreeMap::new(),
         sensors: Vec::new(),
         host: None,
-        capacity: None,
+        filesystems: BTreeMap::new(),
+        bandwidth: Bandwidth::default(),
         cpu_utilization: None,
         numerics: String::new(),
         useful_flops: ledger.useful_flops,

@@ -35,15 +35,20 @@ pub(crate) enum Step<T> {
 impl<T: Copy + PartialOrd + Sub<Output = T>> Cumulative<T> {
     /// Takes `sample` in as the newest one.
     ///
-    /// A later start is a reset: the counter counts from zero of that start. A missing or an earlier
-    /// start says nothing. `stepped_back` says that the node's clock is known to have gone back, so that
+    /// A start after the sample before is a reset: the counter counts from zero of that start. One that is missing,
+    /// or that moved to before that sample, says nothing: a host derives when it was booted from a clock that is
+    /// set now and then. `stepped_back` says that the node's clock is known to have gone back, so that
     /// an earlier time is not a late one.
     pub(crate) fn advance(&mut self, sample: Self, stepped_back: bool) -> Step<T> {
         if sample.time_unix_nanos <= self.time_unix_nanos && !stepped_back {
             return Step::Late;
         }
         let before = std::mem::replace(self, sample);
-        if before.start_unix_nanos > 0 && sample.start_unix_nanos > before.start_unix_nanos {
+        let is_new = sample.start_unix_nanos > before.start_unix_nanos
+            && (stepped_back
+                || sample.start_unix_nanos >= before.time_unix_nanos
+                || sample.value < before.value);
+        if before.start_unix_nanos > 0 && is_new {
             let since_unix_nanos = sample.start_unix_nanos.max(before.time_unix_nanos);
             Step::Grew { by: sample.value, since_unix_nanos }
         } else {
@@ -79,6 +84,14 @@ mod tests {
         assert_eq!(counter.advance(at(0, 600, 3), false), Step::Backwards, "no start is no new start");
         assert_eq!(counter.advance(at(0, 700, 4), false), Step::Grew { by: 1, since_unix_nanos: 600 });
         assert_eq!(counter.advance(at(450, 650, 9), true), Step::Grew { by: 5, since_unix_nanos: 700 });
+    }
+
+    #[test]
+    fn a_start_that_is_moved_by_a_clock_is_no_reset() {
+        let mut counter = at(10, 100, 50);
+        assert_eq!(counter.advance(at(12, 200, 60), false), Step::Grew { by: 10, since_unix_nanos: 100 });
+        assert_eq!(counter.advance(at(11, 300, 61), false), Step::Grew { by: 1, since_unix_nanos: 200 });
+        assert_eq!(counter.advance(at(250, 400, 5), false), Step::Grew { by: 5, since_unix_nanos: 300 });
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 pub mod table;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -84,14 +83,19 @@ pub struct CpuModel {
 }
 
 impl CpuModel {
-    /// Reads `cpuinfo` under `procfs_root`; what it does not tell stays unknown.
+    /// Reads `cpuinfo` under `procfs_root`; what it does not tell stays unknown, but threads are counted by `stat`
+    /// then: the model's watts are by thread.
     pub fn read(procfs_root: &Path) -> Self {
-        let text = fs::read_to_string(procfs_root.join("cpuinfo")).unwrap_or_default();
+        let mut reader = Reader::default();
+        let text = reader.escaped(&procfs_root.join("cpuinfo")).unwrap_or_default().into_owned();
         let value = |key: &str| {
             let mut lines = text.lines().filter_map(|line| line.split_once(':'));
             lines.find(|(k, _)| k.trim() == key).map(|(_, value)| value.trim().to_owned())
         };
-        let threads = text.lines().filter(|line| line.starts_with("processor")).count();
+        let mut threads = text.lines().filter(|line| line.starts_with("processor")).count();
+        if threads == 0 {
+            threads = Stat::read(procfs_root, &mut reader).map_or(0, |stat| stat.cpu_count());
+        }
         Self {
             name: value("model name").unwrap_or_else(|| "unknown CPU".to_owned()),
             vendor: value("vendor_id").unwrap_or_default(),
@@ -193,6 +197,8 @@ impl Estimate {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn model() -> Model {

@@ -17,13 +17,10 @@ use super::super::file::{Reader, unescaped};
 use super::super::units::classify::printable;
 use super::super::{Answer, ReadError, Reading};
 use super::{MAX_SERIES, kept, parse};
-use crate::config::{Bandwidth, Config};
+use crate::config::Config;
 
 /// How often it is read: a mount costs a system call, and there may be hundreds.
 pub const INTERVAL: Duration = Duration::from_secs(10);
-
-/// Most links that are asked.
-const MAX_LINKS: usize = MAX_SERIES;
 
 /// Bytes used of bytes there are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,15 +36,14 @@ pub struct Usage {
 pub struct CapacityReading {
     /// Filesystems by mount point.
     pub filesystems: BTreeMap<String, Usage>,
-    /// What storage and network can move: as configured, or by the links' speeds.
-    pub bandwidth: Bandwidth,
+    /// What links can move, by their speeds; `None` where none says.
+    pub link_bandwidth: Option<f64>,
 }
 
 /// The backend.
 pub struct Capacity {
     procfs_root: PathBuf,
     links: PathBuf,
-    bandwidth: Bandwidth,
     reader: Reader,
 }
 
@@ -57,7 +53,6 @@ impl Capacity {
         Self {
             procfs_root: config.procfs_root.clone(),
             links: config.sysfs_root.join("class/net"),
-            bandwidth: config.bandwidth,
             reader: Reader::default(),
         }
     }
@@ -65,9 +60,8 @@ impl Capacity {
     pub(in super::super) fn read(&mut self) -> Answer {
         let mut failures = Vec::new();
         let filesystems = kept(self.filesystems(), &mut failures).unwrap_or_default();
-        let network = self.bandwidth.network.or_else(|| self.link_bandwidth());
-        let bandwidth = Bandwidth { network, ..self.bandwidth };
-        let capacity = Some(Arc::new(CapacityReading { filesystems, bandwidth }));
+        let link_bandwidth = self.link_bandwidth();
+        let capacity = Some(Arc::new(CapacityReading { filesystems, link_bandwidth }));
         Answer::Reading(Reading { capacity, failures, ..Reading::default() })
     }
 
@@ -75,11 +69,12 @@ impl Capacity {
     /// (a virtual one has no speed, and one that is down says -1).
     fn link_bandwidth(&mut self) -> Option<f64> {
         let links = std::fs::read_dir(&self.links).ok()?.filter_map(Result::ok).map(|link| link.path());
-        let links: Vec<PathBuf> = links.take(MAX_LINKS).collect();
-        // Bridges and bonds carry again what physical links carry.
-        let physical = |link: &PathBuf| link.join("device").exists();
-        let any_physical = links.iter().any(physical);
-        let counted = links.iter().filter(|link| !any_physical || physical(link));
+        // Bridges and bonds carry again what physical links carry, and so do a link's virtual functions. Of
+        // containers' ends there may be hundreds.
+        let (physical, others): (Vec<_>, Vec<_>) = links.partition(|link| link.join("device").exists());
+        let functions = |link: &PathBuf| link.join("device/physfn").exists();
+        let counted = if physical.is_empty() { others } else { physical };
+        let counted = counted.iter().filter(|link| !functions(link)).take(MAX_SERIES);
         let megabits =
             counted.filter_map(|link| self.reader.text(&link.join("speed")).ok()?.trim().parse::<u32>().ok());
         let sum: f64 = megabits.map(|speed| f64::from(speed) * 1e6 / 8.0).sum();
@@ -135,7 +130,6 @@ mod tests {
         Capacity {
             procfs_root: root.join("proc"),
             links: root.join("sys/class/net"),
-            bandwidth: Bandwidth::default(),
             reader: Reader::default(),
         }
     }
@@ -163,23 +157,25 @@ mod tests {
         fs::remove_file(root.path().join("proc/self/mountinfo")).unwrap();
         let Answer::Reading(reading) = capacity.read() else { panic!("no reading") };
         assert_eq!(reading.failures, ["missing"]);
-        assert_eq!(reading.capacity.unwrap().bandwidth.network, Some(1.25e9));
+        assert_eq!(reading.capacity.unwrap().link_bandwidth, Some(1.25e9));
     }
 
     #[test]
-    fn links_say_what_they_can_move_unless_told_otherwise() {
+    fn links_say_what_they_can_move() {
         let root = tempfile::tempdir().unwrap();
         let mut capacity = fixture(root.path());
-        assert_eq!(reading(&mut capacity).bandwidth, Bandwidth::default(), "no link says");
+        assert_eq!(reading(&mut capacity).link_bandwidth, None, "no link says");
         write(root.path(), "sys/class/net/eth0/speed", "10000\n");
         write(root.path(), "sys/class/net/docker0/speed", "-1\n");
-        assert_eq!(reading(&mut capacity).bandwidth.network, Some(1.25e9));
-        // A bridge carries what the physical link carries.
+        assert_eq!(reading(&mut capacity).link_bandwidth, Some(1.25e9));
+        // A bridge carries what the physical link carries, and a function of it a part.
         fs::create_dir_all(root.path().join("sys/class/net/eth0/device")).unwrap();
+        fs::create_dir_all(root.path().join("sys/class/net/vf0/device/physfn")).unwrap();
+        write(root.path(), "sys/class/net/vf0/speed", "10000\n");
+        for number in 0..2 * MAX_SERIES {
+            write(root.path(), &format!("sys/class/net/veth{number}/speed"), "10000\n");
+        }
         write(root.path(), "sys/class/net/docker0/speed", "20000\n");
-        assert_eq!(reading(&mut capacity).bandwidth.network, Some(1.25e9));
-        capacity.bandwidth =
-            Bandwidth { storage_read: Some(2e9), network: Some(5e8), ..Bandwidth::default() };
-        assert_eq!(reading(&mut capacity).bandwidth, capacity.bandwidth);
+        assert_eq!(reading(&mut capacity).link_bandwidth, Some(1.25e9));
     }
 }

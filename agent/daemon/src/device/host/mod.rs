@@ -24,7 +24,7 @@ use crate::clock;
 use crate::cpus::CpuSet;
 pub use capacity::Usage;
 use pressure::Pressure;
-use stat::{CpuTime, SharedCpuTime, Stat};
+use stat::{CpuModes, CpuTime, SharedCpuTime, Stat};
 
 /// `/proc/diskstats` counts sectors of this size whatever the device's own.
 const SECTOR_BYTES: u64 = 512;
@@ -64,6 +64,10 @@ pub struct Host {
     disks: Devices,
     interfaces: Devices,
     looked_at: Duration,
+    /// CPU time as it is shown, which never falls.
+    cpu_modes: CpuModes,
+    /// As it was first said: the kernel derives it from a clock that may be set.
+    boot_unix_seconds: Option<u64>,
 }
 
 /// Names of a class of devices, and whether there is a device behind each: looked up once in [`LOOK_INTERVAL`].
@@ -98,6 +102,8 @@ impl Host {
             disks: Devices::new(config.sysfs_root.join("block")),
             interfaces: Devices::new(config.sysfs_root.join("class/net")),
             looked_at: Duration::ZERO,
+            cpu_modes: CpuModes::default(),
+            boot_unix_seconds: None,
         }
     }
 
@@ -111,7 +117,8 @@ impl Host {
             Ok(stat) => stat,
             Err(error) => return Answer::Failed(error),
         };
-        self.cpu_time.put(stat.host());
+        self.cpu_modes.take(&stat);
+        self.cpu_time.put(self.cpu_modes.host());
         let mut failures = Vec::new();
         if now.saturating_sub(self.looked_at) >= LOOK_INTERVAL {
             self.looked_at = now;
@@ -123,11 +130,11 @@ impl Host {
         let disks = kept(self.disks(), &mut failures).unwrap_or_default();
         let pressure = kept(pressure::read(&self.procfs_root, &mut self.reader), &mut failures);
         let host = HostReading {
-            host_cpu: stat.host(),
-            node_cpu: stat.of(&self.cpus),
-            cpu_modes: stat.modes,
+            host_cpu: self.cpu_modes.host(),
+            node_cpu: self.cpu_modes.of(&self.cpus),
+            cpu_modes: self.cpu_modes.sums(),
             pressure: pressure.unwrap_or_default(),
-            boot_unix_seconds: stat.boot_unix_seconds,
+            boot_unix_seconds: *self.boot_unix_seconds.get_or_insert(stat.boot_unix_seconds),
             memory,
             disks,
             interfaces,
@@ -232,6 +239,8 @@ mod tests {
             disks: Devices::new(root.join("sys/block")),
             interfaces: Devices::new(root.join("sys/class/net")),
             looked_at: Duration::ZERO,
+            cpu_modes: CpuModes::default(),
+            boot_unix_seconds: None,
         }
     }
 
@@ -258,6 +267,29 @@ mod tests {
         assert_eq!(names, ["docker0", "eth0"], "none is physical: all but the loopback");
         fs::create_dir_all(root.path().join("sys/class/net/eth0/device")).unwrap();
         assert_eq!(reading(&mut host).0.interfaces, BTreeMap::from([("eth0".to_owned(), (700, 800))]));
+    }
+
+    #[test]
+    fn cpu_time_never_falls_and_a_clock_that_is_set_moves_no_boot() {
+        let root = tempfile::tempdir().unwrap();
+        let mut host = fixture(root.path());
+        let first = reading(&mut host).0;
+        // CPU 1 is gone, CPU 0 waited less for I/O than was said before, and the clock was set.
+        write(root.path(), "proc/stat", "cpu0 20 0 0 80 0 0 0 0 0 0\nbtime 900\n");
+        let second = reading(&mut host).0;
+        assert_eq!(second.host_cpu.since(first.host_cpu), CpuTime { busy_nanos: 100_000_000, idle_nanos: 0 });
+        assert_eq!(second.node_cpu, first.node_cpu);
+        assert!(second.cpu_modes.iter().zip(first.cpu_modes).all(|(now, before)| *now >= before));
+        assert_eq!(second.boot_unix_seconds, 5);
+        // It comes back: what it did before is no news.
+        write(
+            root.path(),
+            "proc/stat",
+            "cpu0 20 0 0 95 0 0 0 0 0 0\ncpu1 51 0 0 50 0 0 0 0 0 0\nbtime 900\n",
+        );
+        let third = reading(&mut host).0;
+        let since = third.host_cpu.since(second.host_cpu);
+        assert_eq!(since, CpuTime { busy_nanos: 10_000_000, idle_nanos: 50_000_000 });
     }
 
     #[test]

@@ -75,12 +75,45 @@ impl SharedCpuTime {
     }
 }
 
+/// CPU time by CPU and mode, that never falls: a CPU that is taken offline is not shown any more, and the kernel
+/// documents that idle time and waits for I/O may go back (proc(5)).
+#[derive(Clone, Debug, Default)]
+pub struct CpuModes(BTreeMap<u32, [u64; MODES.len()]>);
+
+impl CpuModes {
+    /// Takes a reading in.
+    pub fn take(&mut self, stat: &Stat) {
+        for (cpu, modes) in &stat.cpus {
+            let highest = self.0.entry(*cpu).or_default();
+            highest.iter_mut().zip(modes).for_each(|(highest, nanos)| *highest = (*highest).max(*nanos));
+        }
+    }
+
+    /// Nanoseconds of all CPUs by [`MODES`].
+    pub fn sums(&self) -> [u64; MODES.len()] {
+        let mut sums = [0u64; MODES.len()];
+        for modes in self.0.values() {
+            sums.iter_mut().zip(modes).for_each(|(sum, nanos)| *sum = sum.saturating_add(*nanos));
+        }
+        sums
+    }
+
+    /// Time of all CPUs.
+    pub fn host(&self) -> CpuTime {
+        CpuTime::of(self.sums())
+    }
+
+    /// Time of some CPUs.
+    pub fn of(&self, cpus: &CpuSet) -> CpuTime {
+        self.0.iter().filter(|(cpu, _)| cpus.contains(**cpu)).map(|(_, modes)| CpuTime::of(*modes)).sum()
+    }
+}
+
 /// What `/proc/stat` says.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Stat {
-    cpus: BTreeMap<u32, CpuTime>,
-    /// Nanoseconds of all CPUs by [`MODES`].
-    pub modes: [u64; MODES.len()],
+    /// Nanoseconds by CPU and mode.
+    cpus: BTreeMap<u32, [u64; MODES.len()]>,
     /// When the host was booted, Unix seconds.
     pub boot_unix_seconds: u64,
 }
@@ -105,9 +138,7 @@ impl Stat {
             if let Some(seconds) = line.strip_prefix("btime ") {
                 stat.boot_unix_seconds = seconds.trim().parse().unwrap_or(0);
             } else if let Some((cpu, modes)) = line.strip_prefix("cpu").and_then(cpu_line) {
-                stat.cpus.insert(cpu, CpuTime::of(modes));
-                let sums = stat.modes.iter_mut().zip(modes);
-                sums.for_each(|(sum, nanos)| *sum = sum.saturating_add(nanos));
+                stat.cpus.insert(cpu, modes);
             }
         }
         stat
@@ -115,12 +146,7 @@ impl Stat {
 
     /// Time of all CPUs.
     pub fn host(&self) -> CpuTime {
-        self.cpus.values().copied().sum()
-    }
-
-    /// Time of some CPUs.
-    pub fn of(&self, cpus: &CpuSet) -> CpuTime {
-        self.cpus.iter().filter(|(cpu, _)| cpus.contains(**cpu)).map(|(_, time)| *time).sum()
+        self.cpus.values().map(|modes| CpuTime::of(*modes)).sum()
     }
 
     /// How many CPUs there are.
@@ -153,12 +179,15 @@ mod tests {
         let stat = Stat::parse(STAT);
         assert_eq!(stat.cpu_count(), 2);
         assert_eq!(stat.boot_unix_seconds, 1_700_000_000);
-        let of = |cpus: &str| stat.of(&cpus.parse().unwrap());
+        let mut modes = CpuModes::default();
+        modes.take(&stat);
+        let of = |cpus: &str| modes.of(&cpus.parse().unwrap());
         assert_eq!(of("0"), CpuTime { busy_nanos: 150_000_000, idle_nanos: 530_000_000 });
         assert_eq!(of("3"), CpuTime { busy_nanos: 200_000_000, idle_nanos: 100_000_000 });
         assert_eq!(of("1-2"), CpuTime::default());
         assert_eq!(stat.host().busy_nanos, 350_000_000);
-        assert_eq!(stat.modes.map(|nanos| nanos / TICK_NANOS), [30, 1, 2, 60, 3, 1, 1, 9]);
+        assert_eq!(modes.host(), stat.host());
+        assert_eq!(modes.sums().map(|nanos| nanos / TICK_NANOS), [30, 1, 2, 60, 3, 1, 1, 9]);
     }
 
     #[test]

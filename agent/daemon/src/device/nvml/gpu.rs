@@ -103,10 +103,10 @@ impl Gpu {
         !self.reading.up && !self.reading.model.is_empty()
     }
 
-    /// Whether power has to be read as often as may be: no counter tells its energy, or its power is told at
-    /// instants alone.
-    pub(super) fn wants_power_often(&self) -> bool {
-        self.wants_power_often && self.attached.is_some()
+    /// Whether it has to be read more often than once a second: its power, or bytes that may go round unseen.
+    pub(super) fn is_read_often(&self) -> bool {
+        let bytes = self.received.may_go_round() || self.transmitted.may_go_round();
+        self.attached.is_some() && (self.wants_power_often || bytes)
     }
 
     /// Whether it came or went since that was last asked.

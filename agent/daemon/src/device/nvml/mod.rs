@@ -103,10 +103,10 @@ impl NvmlBackend {
         }
     }
 
-    /// `interval`, while a GPU's energy has to be added up from instants of power; else once in the span of its
-    /// means, which miss nothing in between. Each reading costs the driver's lock, and wakes a processor.
+    /// `interval`, while a GPU's energy has to be added up from instants of power or its bytes may go round unseen;
+    /// else once in the span of its means, which miss nothing in between. Each reading costs the driver's lock, and wakes a processor.
     pub(super) fn pace(&self, interval: Duration) -> Duration {
-        if self.gpus.iter().any(Gpu::wants_power_often) {
+        if self.gpus.iter().any(Gpu::is_read_often) {
             return interval;
         }
         interval.max(MEAN_SPAN).min(self.metering.interval)

@@ -10,7 +10,7 @@ struct Tree(tempfile::TempDir);
 
 impl Tree {
     fn new() -> Self {
-        let tree = Self(tempfile::tempdir().unwrap());
+        let tree = Self(crate::fuzz::folder());
         fs::create_dir_all(tree.0.path().join("class/powercap")).unwrap();
         tree
     }
@@ -367,7 +367,7 @@ proptest! {
     fn whatever_lies_in_sysfs_nothing_is_invented(
         rounds in proptest::collection::vec((proptest::collection::vec(folder(), 0..7), any::<bool>(), 1u64..40), 1..5),
     ) {
-        let root = tempfile::tempdir().unwrap();
+        let root = crate::fuzz::folder();
         let measured = Measured::default();
         let mut rapl = Rapl::new(root.path(), measured.clone(), Duration::ZERO);
         let mut windows = Windows::default();

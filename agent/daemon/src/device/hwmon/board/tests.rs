@@ -15,7 +15,7 @@ struct Tree(tempfile::TempDir);
 
 impl Tree {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(crate::fuzz::folder())
     }
 
     fn hwmon(&self, number: &str) -> PathBuf {

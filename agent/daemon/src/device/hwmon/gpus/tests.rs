@@ -20,7 +20,7 @@ struct Tree(tempfile::TempDir);
 
 impl Tree {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(crate::fuzz::folder())
     }
 
     fn device(&self, card: &str) -> PathBuf {
@@ -422,10 +422,13 @@ const FILES: [&str; 10] = [
 fn write(tree: &Tree, (card, driver, slot, files): &(u8, String, u8, Vec<Option<Vec<u8>>>)) {
     let card = format!("card{card}");
     tree.card(&card, driver, "1002:740F", &format!("0000:0{slot}:00.0"), &[("hwmon/name", driver)]);
+    let device = tree.device(&card);
     for (file, content) in FILES.iter().zip(files) {
+        let file = device.join(file.replace("hwmon/", "hwmon/hwmon5/"));
         match content {
-            Some(content) => tree.set(&card, file, content),
-            None => drop(fs::remove_file(tree.device(&card).join(file.replace("hwmon/", "hwmon/hwmon5/")))),
+            // Its folders are there.
+            Some(content) => fs::write(file, content).unwrap(),
+            None => drop(fs::remove_file(file)),
         }
     }
 }

@@ -21,6 +21,7 @@ use wattmill_protocol::exit;
 
 use crate::config::Config;
 use crate::export::http::{self, ListenError};
+use crate::export::otlp::Encoder;
 use crate::export::push::{self, Push, SharedSpool};
 use crate::export::spool::{Spool, SpoolStats};
 use crate::identity::{self, Identity, IdentityError};
@@ -133,15 +134,16 @@ impl App {
         let listener = http::bind(config.listen).await?;
         let identity = identity::load(&config.state_dir, &config.machine_id_file, &config.procfs_root)?;
         let stats = Arc::<SpoolStats>::default();
-        let push = to_push(&config, &stats);
-        let recorder = push.as_ref().map(|(_, spool)| recorder(spool.clone()));
+        let push = Push::new();
+        let to_push = to_push(&config, &stats, &push);
+        let recorder = to_push.as_ref().map(|(_, spool)| recorder(spool.clone()));
         let facts = NodeFacts::new(&config, identity.clone());
         let meter = Meter::start(&config, facts, stats, recorder)?;
         let services = Services {
             config: Arc::new(config),
             identity,
             meter,
-            push: Push::new(),
+            push,
             stopping: CancellationToken::new(),
         };
         let mut tasks = Tasks::default();
@@ -152,8 +154,8 @@ impl App {
         tasks.spawn("the /metrics server", async {
             server.await.map_or_else(|e| e.to_string(), |()| ended())
         });
-        if let Some((endpoint, spool)) = push {
-            let send = push::send(endpoint, services.identity.node.clone(), spool, services.push.clone());
+        if let Some((endpoint, spool)) = to_push {
+            let send = push::send(endpoint, services.identity.node.clone(), spool);
             tasks.spawn("the telemetry sender", async {
                 send.await;
                 ended()
@@ -201,7 +203,7 @@ impl App {
 }
 
 /// Where to push, and the spool of what is pushed; `None` where there is no collector.
-fn to_push(config: &Config, stats: &Arc<SpoolStats>) -> Option<(Endpoint, SharedSpool)> {
+fn to_push(config: &Config, stats: &Arc<SpoolStats>, push: &Push) -> Option<(Endpoint, SharedSpool)> {
     // The configuration was checked; a URL that this crate takes otherwise would mean no push at all.
     let endpoint = config.collector.clone().map(Endpoint::from_shared).transpose();
     let endpoint = endpoint.unwrap_or_else(|error| {
@@ -210,13 +212,14 @@ fn to_push(config: &Config, stats: &Arc<SpoolStats>) -> Option<(Endpoint, Shared
     });
     let spool = |endpoint| {
         let spool = Spool::open(&config.spool_dir(), config.spool_max_bytes, Arc::clone(stats));
-        (endpoint, SharedSpool::new(spool))
+        (endpoint, SharedSpool::new(spool, push.clone()))
     };
     endpoint.map(spool)
 }
 
 fn recorder(spool: SharedSpool) -> Recorder {
-    Box::new(move |snapshot| spool.record(snapshot))
+    let mut encoder = Encoder::default();
+    Box::new(move |snapshot| spool.record(encoder.frame(snapshot)))
 }
 
 fn ended() -> String {

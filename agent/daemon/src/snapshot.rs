@@ -6,6 +6,7 @@
 
 mod gpus;
 mod sensors;
+pub mod series;
 pub mod units;
 
 use std::collections::BTreeMap;
@@ -268,7 +269,7 @@ fn agent(points: &mut Points<'_>, snapshot: &Snapshot) {
 pub(crate) mod tests {
     use super::*;
     use crate::device::sensor::SensorId;
-    use wattmill_protocol::exposition;
+    use wattmill_protocol::exposition::{self, Point};
 
     pub(crate) fn sample() -> Snapshot {
         let identity = Identity {
@@ -341,13 +342,19 @@ pub(crate) mod tests {
         }
     }
 
+    /// Series and values as on the page, without headers.
+    pub(super) fn shown(add: impl FnOnce(&mut Points<'_>)) -> String {
+        let mut shown = Vec::new();
+        add(&mut Points(&mut |metric, labels, value| shown.push(Point::new(metric, labels, value))));
+        let text = exposition::text(&shown);
+        text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")
+    }
+
     #[test]
     fn the_text_shows_everything_once() {
-        let mut text = exposition::Text::default();
-        visit(&sample(), |metric, labels, value| text.add(metric, labels, value));
-        let text = text.finish();
-        let values: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-        insta::assert_snapshot!(values.join("\n"));
+        let text = shown(|points| visit(&sample(), |metric, labels, value| points.add(metric, labels, value)));
+        insta::assert_snapshot!(text);
+        let values: Vec<&str> = text.lines().collect();
         let mut series: Vec<&str> =
             values.iter().filter_map(|v| v.rsplit_once(' ')).map(|(s, _)| s).collect();
         series.sort_unstable();

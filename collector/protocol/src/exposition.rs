@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::ops::Range;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -36,58 +35,74 @@ impl Point {
 
 /// Points in the text format, families by name, series by labels.
 pub fn text(points: &[Point]) -> String {
-    let mut text = Text::default();
-    for point in points {
-        let labels: Vec<&str> = point.labels.iter().map(String::as_str).collect();
-        text.add(point.metric, &labels, point.value);
-    }
-    text.finish()
+    let layout = Layout::of(points.iter().map(|point| (point.metric, &point.labels[..])));
+    layout.page(&points.iter().map(|point| point.value).collect::<Vec<_>>())
 }
 
-/// A page in the text format, in the making: a scrape is most of what an exporter does, and each series costs
-/// nothing but its line here.
+/// A page without its values: families by name, each with its help and type, series by labels.
+///
+/// A page is most of what an exporter does, and its lines are the same each time but for their values.
 #[derive(Debug, Default)]
-pub struct Text {
-    lines: String,
-    series: Vec<(&'static Metric, Range<usize>)>,
+pub struct Layout {
+    text: String,
+    /// Of each value in the order of the page: where in `text` it stands, and which series' it is.
+    values: Vec<(usize, usize)>,
 }
 
-impl Text {
-    /// Adds a series; `labels` are the values of the metric's labels, in order.
-    pub fn add(&mut self, metric: &'static Metric, labels: &[&str], value: f64) {
-        debug_assert_eq!(labels.len(), metric.labels.len(), "labels of {}", metric.name);
-        let start = self.lines.len();
-        self.lines.push_str(metric.name);
-        for (i, (name, label)) in metric.labels.iter().zip(labels).enumerate() {
-            self.lines.push(if i == 0 { '{' } else { ',' });
-            self.lines.push_str(name);
-            self.lines.push_str("=\"");
-            escape(&mut self.lines, label);
-            self.lines.push('"');
+impl Layout {
+    /// The page of such series: metric, and a value for each of its labels in order.
+    pub fn of<'a, L: AsRef<str> + 'a>(series: impl Iterator<Item = (&'static Metric, &'a [L])>) -> Self {
+        let mut names = String::new();
+        let mut lines = Vec::new();
+        for (index, (metric, labels)) in series.enumerate() {
+            let start = names.len();
+            push_series(&mut names, metric, labels);
+            lines.push((metric, start..names.len(), index));
         }
-        self.lines.push_str(if metric.labels.is_empty() { " " } else { "} " });
-        number(&mut self.lines, value);
-        self.lines.push('\n');
-        self.series.push((metric, start..self.lines.len()));
-    }
-
-    /// The page: families by name, each with its help and type, series by labels.
-    pub fn finish(self) -> String {
-        let Self { lines, mut series } = self;
-        series.sort_by(|(a, a_line), (b, b_line)| {
-            a.name.cmp(b.name).then_with(|| lines[a_line.clone()].cmp(&lines[b_line.clone()]))
+        lines.sort_by(|(a, a_name, _), (b, b_name, _)| {
+            a.name.cmp(b.name).then_with(|| names[a_name.clone()].cmp(&names[b_name.clone()]))
         });
-        let mut page = String::with_capacity(lines.len() * 2);
+        let mut layout = Self::default();
         let mut family = "";
-        for (metric, line) in series {
+        for (metric, name, index) in lines {
             if metric.name != family {
                 family = metric.name;
-                header(&mut page, metric);
+                push_header(&mut layout.text, metric);
             }
-            page.push_str(&lines[line]);
+            layout.text.push_str(&names[name]);
+            layout.values.push((layout.text.len(), index));
+            layout.text.push('\n');
         }
+        layout
+    }
+
+    /// The page of these values, in the order in which the series were told; one that lacks is `NaN`.
+    pub fn page(&self, values: &[f64]) -> String {
+        // A number takes up to 24 bytes, most take half of that.
+        let mut page = String::with_capacity(self.text.len() + self.values.len() * 16);
+        let mut written = 0;
+        for (at, index) in &self.values {
+            page.push_str(&self.text[written..*at]);
+            push_number(&mut page, values.get(*index).copied().unwrap_or(f64::NAN));
+            written = *at;
+        }
+        page.push_str(&self.text[written..]);
         page
     }
+}
+
+/// Name and labels of a series, up to its value.
+fn push_series(line: &mut String, metric: &Metric, labels: &[impl AsRef<str>]) {
+    debug_assert_eq!(labels.len(), metric.labels.len(), "labels of {}", metric.name);
+    line.push_str(metric.name);
+    for (i, (name, label)) in metric.labels.iter().zip(labels).enumerate() {
+        line.push(if i == 0 { '{' } else { ',' });
+        line.push_str(name);
+        line.push_str("=\"");
+        push_escaped(line, label.as_ref());
+        line.push('"');
+    }
+    line.push_str(if metric.labels.is_empty() { " " } else { "} " });
 }
 
 /// Whether an `Accept-Encoding` takes gzip.
@@ -112,7 +127,7 @@ pub fn gzip(page: &str) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-fn header(page: &mut String, metric: &Metric) {
+fn push_header(page: &mut String, metric: &Metric) {
     for part in ["# HELP ", metric.name, " "] {
         page.push_str(part);
     }
@@ -133,7 +148,7 @@ fn header(page: &mut String, metric: &Metric) {
 }
 
 /// A label's value as it stands between quotes.
-fn escape(line: &mut String, value: &str) {
+fn push_escaped(line: &mut String, value: &str) {
     for part in value.split_inclusive(['\\', '"', '\n']) {
         let (plain, escaped) = match part.as_bytes().last() {
             Some(b'\\') => (&part[..part.len() - 1], "\\\\"),
@@ -147,7 +162,7 @@ fn escape(line: &mut String, value: &str) {
 }
 
 /// The shortest decimal that reads back as the same number.
-fn number(line: &mut String, value: f64) {
+fn push_number(line: &mut String, value: f64) {
     let written = if value.is_nan() {
         line.write_str("NaN")
     } else if value.is_infinite() {

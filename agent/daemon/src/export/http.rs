@@ -17,10 +17,11 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wattmill_protocol::exposition::{self, Text};
+use wattmill_protocol::exposition::{self, Layout};
 
 use crate::clock;
-use crate::snapshot::{Snapshot, visit};
+use crate::snapshot::Snapshot;
+use crate::snapshot::series::{Flatten, Shape};
 
 /// Windows that may be missed before the agent calls itself unhealthy.
 const MISSED_WINDOWS: u32 = 5;
@@ -37,8 +38,32 @@ pub struct ListenError {
 #[derive(Clone)]
 struct Exporter {
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    page: Arc<Mutex<Option<Page>>>,
+    pages: Arc<Mutex<Pages>>,
     patience: Duration,
+}
+
+/// Writes pages.
+#[derive(Default)]
+struct Pages {
+    flatten: Flatten,
+    /// Of the newest page.
+    layout: (Arc<Shape>, Layout),
+    newest: Option<Page>,
+}
+
+impl Pages {
+    /// The page of a snapshot: written once, for whoever asks for it first.
+    fn of(&mut self, snapshot: Arc<Snapshot>) -> &mut Page {
+        let fresh = self.newest.take().filter(|page| Arc::ptr_eq(&page.of, &snapshot));
+        let page = fresh.unwrap_or_else(|| {
+            let (shape, values) = self.flatten.series(&snapshot);
+            if !Arc::ptr_eq(&self.layout.0, &shape) {
+                self.layout = (Arc::clone(&shape), Layout::of(shape.series()));
+            }
+            Page { of: snapshot, text: self.layout.1.page(&values).into(), gzip: None }
+        });
+        self.newest.insert(page)
+    }
 }
 
 /// A snapshot as it is sent.
@@ -50,12 +75,6 @@ struct Page {
 }
 
 impl Page {
-    fn render(snapshot: Arc<Snapshot>) -> Self {
-        let mut text = Text::default();
-        visit(&snapshot, |metric, labels, value| text.add(metric, labels, value));
-        Self { of: snapshot, text: text.finish().into(), gzip: None }
-    }
-
     /// Compressed; `None` where that fails.
     fn gzip(&mut self) -> Option<Bytes> {
         if self.gzip.is_none() {
@@ -92,7 +111,7 @@ fn router(snapshots: watch::Receiver<Arc<Snapshot>>, interval: Duration) -> Rout
     let patience = interval * MISSED_WINDOWS;
     Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(Exporter {
         snapshots,
-        page: Arc::default(),
+        pages: Arc::default(),
         patience,
     })
 }
@@ -102,9 +121,8 @@ async fn metrics(State(exporter): State<Exporter>, headers: HeaderMap) -> Respon
     let takes_gzip = takes.into_iter().any(exposition::accepts_gzip);
     let snapshot = Arc::clone(&exporter.snapshots.borrow());
     let (text, gzip) = {
-        let mut page = exporter.page.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = page.take().filter(|page| Arc::ptr_eq(&page.of, &snapshot));
-        let page = page.insert(fresh.unwrap_or_else(|| Page::render(snapshot)));
+        let mut pages = exporter.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let page = pages.of(snapshot);
         (page.text.clone(), if takes_gzip { page.gzip() } else { None })
     };
     let described =
@@ -167,7 +185,7 @@ mod tests {
     #[tokio::test]
     async fn a_snapshot_is_rendered_once_for_all_scrapers_plain_and_compressed() {
         let (sender, snapshots) = watch::channel(Arc::new(sample()));
-        let exporter = Exporter { snapshots, page: Arc::default(), patience: Duration::from_secs(1) };
+        let exporter = Exporter { snapshots, pages: Arc::default(), patience: Duration::from_secs(1) };
         let scrape = async |takes: &'static str| {
             let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, takes.parse().unwrap())]);
             let answer = metrics(State(exporter.clone()), headers).await;

@@ -20,9 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use wattmill_protocol::NodeId;
 
-use super::otlp;
 use super::spool::{Frame, MAX_POSITION, Spool};
-use crate::snapshot::Snapshot;
 
 /// The method that takes frames.
 const EXPORT: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
@@ -55,6 +53,8 @@ pub struct SharedSpool {
     spool: Arc<Mutex<Spool>>,
     /// The newest frame: whoever has sent those before it need not ask the disk.
     newest: Arc<watch::Sender<Option<Frame>>>,
+    /// What is durable elsewhere: the spool hears of it with the next frame, on the thread that may wait for a disk.
+    push: Push,
 }
 
 impl Push {
@@ -91,16 +91,20 @@ impl Default for Push {
 }
 
 impl SharedSpool {
-    /// Shares a spool.
-    pub fn new(spool: Spool) -> Self {
-        Self { spool: Arc::new(Mutex::new(spool)), newest: Arc::new(watch::Sender::new(None)) }
+    /// Shares a spool, whose frames may go when `push` hears that they are durable.
+    pub fn new(spool: Spool, push: Push) -> Self {
+        Self {
+            spool: Arc::new(Mutex::new(spool)),
+            newest: Arc::new(watch::Sender::new(None)),
+            push,
+        }
     }
 
-    /// Records a snapshot as a frame. It touches the disk.
-    pub fn record(&self, snapshot: &Snapshot) {
-        let payload = otlp::request(snapshot).encode_to_vec().into();
+    /// Records a frame. It touches the disk.
+    pub fn record(&self, frame: Bytes) {
         let mut spool = self.lock();
-        spool.append(payload);
+        spool.acknowledge(self.push.durable.borrow().position);
+        spool.append(frame);
         self.newest.send_replace(spool.newest().cloned());
     }
 
@@ -130,19 +134,19 @@ fn believed(position: u64) -> u64 {
 }
 
 /// Sends frames to `collector` as long as it is polled.
-pub async fn send(collector: Endpoint, node: NodeId, spool: SharedSpool, push: Push) {
-    send_with(collector, node, spool, push, PAUSES).await;
+pub async fn send(collector: Endpoint, node: NodeId, spool: SharedSpool) {
+    send_with(collector, node, spool, PAUSES).await;
 }
 
-async fn send_with(collector: Endpoint, node: NodeId, spool: SharedSpool, push: Push, pauses: Pauses) {
+async fn send_with(collector: Endpoint, node: NodeId, spool: SharedSpool, pauses: Pauses) {
     let endpoint = collector
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5));
     let mut sender = Sender {
         node,
+        durable: spool.push.durable.subscribe(),
         spool,
-        durable: push.durable.subscribe(),
         failures: 0,
         last_message: None,
         refused: 0,
@@ -219,20 +223,12 @@ impl Sender {
         let mut appended = self.spool.newest.subscribe();
         let mut known = *self.durable.borrow_and_update();
         let mut next = known.position + 1;
-        // What is durable may be so since before this connection: the spool is told at once.
-        let mut acknowledged = 0;
         loop {
             let durable = *self.durable.borrow_and_update();
             if durable.sessions != known.sessions {
                 next = durable.position + 1;
             }
             known = durable;
-            if durable.position > acknowledged {
-                acknowledged = durable.position;
-                if self.spool.with(move |spool| spool.acknowledge(acknowledged)).await.is_none() {
-                    return PushError::Stopping;
-                }
-            }
             let newest = appended.borrow_and_update().clone();
             match self.frame(next, newest).await {
                 Some(Some(frame)) => {

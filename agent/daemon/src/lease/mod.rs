@@ -89,13 +89,14 @@ impl Leases {
         let stopping = self.services.stopping.clone();
         let mut settlements = self.services.meter.settlements_changed();
         loop {
-            let renew_at = self.renewed + self.renew_every();
+            // An agent without work is not woken for it.
+            let renew_at = (!self.desk.is_empty()).then(|| self.renewed + self.renew_every());
             let burst = self.next_burst();
             tokio::select! {
                 biased;
                 // First of all: whatever ends with the agent is handed back, and no failure.
                 () = stopping.cancelled() => break,
-                () = tokio::time::sleep_until(renew_at) => self.renew(),
+                () = until(renew_at) => self.renew(),
                 event = self.keeper.next() => self.worker_did(event),
                 message = self.session.next(), if self.announced.is_some() => match message {
                     session::Event::Connected => self.hello(),
@@ -105,6 +106,9 @@ impl Leases {
                 ended = self.blobs.next() => self.transferred(ended),
                 // The sender lives as long as the meter, which outlives this task.
                 Ok(()) = settlements.changed() => self.settle(),
+            }
+            if renew_at.is_none() {
+                self.renewed = Instant::now();
             }
             for hash in self.desk.unneeded() {
                 self.blobs.give_up_fetch(hash);

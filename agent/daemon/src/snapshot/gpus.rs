@@ -91,8 +91,7 @@ mod tests {
     use super::*;
     use crate::device::gpu::{GpuEvents, PcieBytes, Power, PowerLimits};
     use crate::device::host::Usage;
-    use crate::snapshot::tests::sample;
-    use wattmill_protocol::exposition;
+    use crate::snapshot::tests::{sample, shown};
 
     fn gpu() -> GpuReading {
         let power = |gpu, module, memory| Scoped { gpu, module, memory };
@@ -127,12 +126,7 @@ mod tests {
     }
 
     fn text(gpu: &GpuReading) -> String {
-        let mut text = exposition::Text::default();
-        let mut each = |metric, labels: &[&str], value| text.add(metric, labels, value);
-        let mut points = Points(&mut each);
-        add(&mut points, gpu, &sample());
-        let text = text.finish();
-        text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")
+        shown(|points| add(points, gpu, &sample()))
     }
 
     #[test]

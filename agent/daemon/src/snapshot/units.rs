@@ -67,8 +67,7 @@ pub(super) fn add(points: &mut Points<'_>, snapshot: &Snapshot) {
 mod tests {
     use super::*;
     use crate::device::units::UnitKind;
-    use crate::snapshot::tests::sample;
-    use wattmill_protocol::exposition;
+    use crate::snapshot::tests::{sample, shown};
 
     #[test]
     fn every_unit_has_every_scope_of_the_node_and_the_rest_is_shown() {
@@ -81,12 +80,6 @@ mod tests {
         ledger.rest.add(Scope::Gpu, Source::Counter, 7);
         let watts = |unit: Option<&Unit>, _| unit.map(|_| 2.5);
         let snapshot = Snapshot { units: sums(&ledger, true, watts), ..sample() };
-        let mut text = exposition::Text::default();
-        let mut each = |metric, labels: &[&str], value| text.add(metric, labels, value);
-        add(&mut Points(&mut each), &snapshot);
-        let text = text.finish();
-        insta::assert_snapshot!(
-            text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")
-        );
+        insta::assert_snapshot!(shown(|points| add(points, &snapshot)));
     }
 }

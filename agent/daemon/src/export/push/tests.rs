@@ -11,7 +11,9 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Response;
 
 use super::*;
+use crate::export::otlp::Encoder;
 use crate::export::spool::SpoolStats;
+use crate::snapshot::Snapshot;
 use crate::snapshot::tests::sample;
 
 /// A collector that writes down what it is sent.
@@ -69,7 +71,9 @@ impl Bench {
     async fn with(pauses: Pauses, refuses: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let stats = Arc::<SpoolStats>::default();
-        let spool = SharedSpool::new(Spool::open(folder.path(), 8 << 20, Arc::clone(&stats)));
+        let push = Push::new();
+        let spool = Spool::open(folder.path(), 8 << 20, Arc::clone(&stats));
+        let spool = SharedSpool::new(spool, push.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint::from_shared(format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let (sender, seen) = mpsc::channel(UNREAD);
@@ -80,14 +84,14 @@ impl Bench {
         let told = Arc::clone(&connected);
         let incoming = TcpListenerStream::new(listener).inspect(move |_| told.notify_one());
         tokio::spawn(server.serve_with_incoming(incoming));
-        let (push, node) = (Push::new(), NodeId::random());
-        tokio::spawn(send_with(endpoint, node.clone(), spool.clone(), push.clone(), pauses));
+        let node = NodeId::random();
+        tokio::spawn(send_with(endpoint, node.clone(), spool.clone(), pauses));
         Self { seen, failing, spool, push, connected, stats, node, _folder: folder }
     }
 
     /// A window closes at that time.
     fn window(&self, unix_nanos: u64) {
-        self.spool.record(&Snapshot { unix_nanos, ..sample() });
+        self.spool.record(Encoder::default().frame(&Snapshot { unix_nanos, ..sample() }));
     }
 
     async fn next(&mut self) -> (u64, u64) {

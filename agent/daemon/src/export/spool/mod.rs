@@ -146,6 +146,9 @@ impl Spool {
 
     /// Frames up to `position` are durable elsewhere: whole segments of them are deleted.
     pub fn acknowledge(&mut self, position: u64) {
+        if position <= self.acknowledged {
+            return;
+        }
         if position >= self.next {
             self.lost_positions(position);
         }

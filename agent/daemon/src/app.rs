@@ -139,13 +139,8 @@ impl App {
         let recorder = to_push.as_ref().map(|(_, spool)| recorder(spool.clone()));
         let facts = NodeFacts::new(&config, identity.clone());
         let meter = Meter::start(&config, facts, stats, recorder)?;
-        let services = Services {
-            config: Arc::new(config),
-            identity,
-            meter,
-            push,
-            stopping: CancellationToken::new(),
-        };
+        let services =
+            Services { config: Arc::new(config), identity, meter, push, stopping: CancellationToken::new() };
         let mut tasks = Tasks::default();
         tasks.spawn("the meter", meter_ends(services.meter.snapshots()));
         let address = listener.local_addr().map_err(AppError::Runtime)?;

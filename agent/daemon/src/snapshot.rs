@@ -352,7 +352,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_text_shows_everything_once() {
-        let text = shown(|points| visit(&sample(), |metric, labels, value| points.add(metric, labels, value)));
+        let text =
+            shown(|points| visit(&sample(), |metric, labels, value| points.add(metric, labels, value)));
         insta::assert_snapshot!(text);
         let values: Vec<&str> = text.lines().collect();
         let mut series: Vec<&str> =

@@ -53,9 +53,10 @@ impl Encoder {
     /// The snapshot as an encoded `ExportMetricsServiceRequest`.
     pub fn frame(&mut self, snapshot: &Snapshot) -> Bytes {
         let (shape, values) = self.flatten.series(snapshot);
-        let known = self.template.take().filter(|known| {
-            Arc::ptr_eq(&known.shape, &shape) && Arc::ptr_eq(&known.node, &snapshot.node)
-        });
+        let known = self
+            .template
+            .take()
+            .filter(|known| Arc::ptr_eq(&known.shape, &shape) && Arc::ptr_eq(&known.node, &snapshot.node));
         let template = self.template.insert(known.unwrap_or_else(|| Template::new(shape, &snapshot.node)));
         template.fill(snapshot, &values);
         Bytes::copy_from_slice(&template.bytes)
@@ -73,7 +74,8 @@ impl Template {
         // The fields that stand before and behind the metrics, as messages without them.
         let before = ScopeMetrics { scope: Some(scope), ..ScopeMetrics::default() }.encode_to_vec();
         let schema_url = SEMANTIC_CONVENTIONS.to_owned();
-        let after = ScopeMetrics { schema_url: schema_url.clone(), ..ScopeMetrics::default() }.encode_to_vec();
+        let after =
+            ScopeMetrics { schema_url: schema_url.clone(), ..ScopeMetrics::default() }.encode_to_vec();
         let resource = Some(resource(node));
         let outer_before = ResourceMetrics { resource, ..ResourceMetrics::default() }.encode_to_vec();
         let outer_after = ResourceMetrics { schema_url, ..ResourceMetrics::default() }.encode_to_vec();

@@ -93,11 +93,7 @@ impl Default for Push {
 impl SharedSpool {
     /// Shares a spool, whose frames may go when `push` hears that they are durable.
     pub fn new(spool: Spool, push: Push) -> Self {
-        Self {
-            spool: Arc::new(Mutex::new(spool)),
-            newest: Arc::new(watch::Sender::new(None)),
-            push,
-        }
+        Self { spool: Arc::new(Mutex::new(spool)), newest: Arc::new(watch::Sender::new(None)), push }
     }
 
     /// Records a frame. It touches the disk.

@@ -21,6 +21,7 @@ const ZONE: &str = "wattmill_cpu_energy_joules_total";
 const GPU: &str = "wattmill_gpu_energy_joules_total";
 const NODE: &str = "wattmill_node_energy_joules_total";
 const ATTRIBUTED: &str = "wattmill_node_attributed_energy_joules_total";
+const LOST: &str = "wattmill_gpu_lost_info";
 const JOULE: u64 = 1_000_000;
 const OTHER_MACHINE: &str = "fedcba9876543210fedcba9876543210";
 const COPIED: &str = "the ledger was kept on another host; going on with it. If this host is a clone, give it an empty state_dir";
@@ -163,6 +164,11 @@ fn a_copy_on_another_host_goes_on_without_that_ones_joules() {
     assert_eq!((gaps(&metrics), info(&metrics)), (BTreeMap::new(), [node, machine]));
 }
 
+/// What a GPU's own counter has counted.
+fn counted(metrics: &Metrics, uuid: &str) -> Option<u64> {
+    metrics.microjoules(GPU, &[("uuid", uuid), ("source", "counter")])
+}
+
 /// A library with one GPU in the first slot, and its socket.
 fn gpu(folder: &Path, uuid: &str, watts: f64) -> (PathBuf, PathBuf) {
     let gpu = GpuConfig {
@@ -212,7 +218,61 @@ fn a_gpu_in_the_place_of_another_begins_a_series_of_its_own() {
     assert_eq!(node(&metrics), Some(before + new));
     assert_eq!((up(&metrics, OLD), up(&metrics, NEW)), (Some(0.0), Some(1.0)), "{}", metrics.text);
     let lost = [("uuid", OLD), ("reason", "not_found")];
-    assert_eq!(metrics.value("wattmill_gpu_lost_info", &lost), Some(1.0));
+    assert_eq!(metrics.value(LOST, &lost), Some(1.0), "{}", metrics.text);
     let of_gpus = gaps(&metrics).into_keys().filter(|(device, _)| device.starts_with("GPU-"));
+    assert_eq!(of_gpus.count(), 0, "{:?}", gaps(&metrics));
+}
+
+/// A table of an accelerator of AMD's as its driver makes it: size, version, and at byte 24 a count of 2^-16 J.
+fn table(joules: u64) -> [u8; 288] {
+    let mut bytes = [0; 288];
+    bytes[..4].copy_from_slice(&[32, 1, 1, 4]);
+    bytes[24..32].copy_from_slice(&(joules << 16).to_le_bytes());
+    bytes
+}
+
+/// With a counter that is the test's, to the joule.
+#[test]
+fn a_counter_in_the_place_of_another_is_not_gone_on_from() {
+    const OLD: &str = "AMD-43a21ba8fd2ce3b5";
+    const NEW: &str = "AMD-000000000000004e";
+    let mut device = PathBuf::new();
+    let folder = AgentFolder::new("swap", |folder| {
+        let hwmon = super::hwmon::amd(&folder.join("sys"), "card1", 0);
+        device = hwmon.ancestors().nth(2).unwrap().to_owned();
+        "[metering]\ninterval_ms = 100\n".to_owned()
+    });
+    let shows = |joules| {
+        let (file, new) = (device.join("gpu_metrics"), device.join("gpu_metrics.new"));
+        fs::write(&new, table(joules)).unwrap();
+        fs::rename(new, file).unwrap();
+    };
+    let shown = |agent: &Agent, uuid, joules| {
+        let wanted = Some(joules * JOULE);
+        agent.until("joules are counted", |metrics| counted(metrics, uuid) == wanted);
+        let later = agent.windows(3);
+        assert_eq!(counted(&later, uuid), wanted, "and no more: {}", later.text);
+        later
+    };
+    shows(1_000);
+    let agent = Agent::start_in("swap", folder);
+    shown(&agent, OLD, 0);
+    shows(1_005);
+    shown(&agent, OLD, 5);
+
+    let folder = killed(agent);
+    fs::write(device.join("unique_id"), "000000000000004e\n").unwrap();
+    // Where the old one's counter could well be by now.
+    shows(1_025);
+    let agent = Agent::start_in("swap", folder);
+    shown(&agent, NEW, 0);
+    shows(1_028);
+    let metrics = shown(&agent, NEW, 3);
+    assert_eq!(counted(&metrics, OLD), Some(5 * JOULE), "it stands still");
+    let node = metrics.microjoules(NODE, &[("scope", "gpu"), ("source", "counter")]);
+    assert_eq!(node, Some(8 * JOULE), "{}", metrics.text);
+    let lost = [("uuid", OLD), ("reason", "not_found")];
+    assert_eq!(metrics.value(LOST, &lost), Some(1.0), "{}", metrics.text);
+    let of_gpus = gaps(&metrics).into_keys().filter(|(device, _)| device.starts_with("AMD-"));
     assert_eq!(of_gpus.count(), 0, "{:?}", gaps(&metrics));
 }

@@ -1,5 +1,5 @@
-//! What is shown once the agent was restarted, the host booted, a GPU swapped, or the state folder copied to another
-//! host.
+//! What is shown once the agent was restarted, the host booted, a GPU swapped, or the state folder lost or copied to
+//! another host.
 //!
 //! Proves: sums go on; a counter is gone on from only where it is the very one that was read, however well its
 //! number would fit; each time that it is not is one gap, by its reason.
@@ -162,6 +162,28 @@ fn a_copy_on_another_host_goes_on_without_that_ones_joules() {
     let agent = started(original);
     let metrics = shown(&agent, 7);
     assert_eq!((gaps(&metrics), info(&metrics)), (BTreeMap::new(), [node, machine]));
+}
+
+#[test]
+fn a_ledger_that_is_lost_begins_anew_and_says_so() {
+    let (mut host, folder) = Host::new();
+    let agent = started(folder);
+    host.draws(5);
+    shown(&agent, 5);
+    let folder = killed(agent);
+    let state = host.root.join("state");
+    for name in ["ledger.a", "ledger.b", "ledger.c"] {
+        fs::write(state.join(name), "garbage").unwrap();
+    }
+    host.draws(7);
+    let agent = started(folder);
+    let lost = BTreeMap::from([(("ledger", "ledger_lost"), 1.0)]);
+    assert_eq!(gaps(&shown(&agent, 0)), lost);
+    host.draws(3);
+    assert_eq!(gaps(&shown(&agent, 3)), lost);
+    let names = fs::read_dir(&state).unwrap().map(|file| file.unwrap().file_name());
+    let kept = names.filter(|name| name.to_string_lossy().contains(".corrupt-"));
+    assert_eq!(kept.count(), 3, "they are set aside");
 }
 
 /// What a GPU's own counter has counted.

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::counter::GapReason;
 use crate::device::gpu::GpuReading;
 use crate::device::host::HostReading;
+use crate::device::host::capacity::CapacityReading;
 use crate::device::host::stat::MODES;
 use crate::device::sensor::SensorReading;
 use crate::device::{BackendKind, Class, MeterId, Scope};
@@ -116,6 +117,8 @@ pub struct Snapshot {
     pub sensors: Vec<SensorReading>,
     /// The host's figures.
     pub host: Option<Arc<HostReading>>,
+    /// What its storage and network can hold and move.
+    pub capacity: Option<Arc<CapacityReading>>,
     /// Share of the host's CPU time that was not idle, over the window.
     pub cpu_utilization: Option<f64>,
     /// What the node's results must agree in with others'; empty until a worker said so.
@@ -148,6 +151,9 @@ pub fn visit(snapshot: &Snapshot, mut each: impl FnMut(&'static cat::Metric, &[&
     sensors::add(&mut points, snapshot);
     if let Some(host) = &snapshot.host {
         self::host(&mut points, host);
+    }
+    if let Some(capacity) = &snapshot.capacity {
+        self::capacity(&mut points, capacity);
     }
     agent(&mut points, snapshot);
 }
@@ -230,10 +236,14 @@ fn host(points: &mut Points<'_>, host: &HostReading) {
         points.add(&cat::HOST_NETWORK_RECEIVE, &[interface], *received as f64);
         points.add(&cat::HOST_NETWORK_TRANSMIT, &[interface], *sent as f64);
     }
-    points.add_some(&cat::HOST_STORAGE_BANDWIDTH, &["read"], host.bandwidth.storage_read);
-    points.add_some(&cat::HOST_STORAGE_BANDWIDTH, &["write"], host.bandwidth.storage_write);
-    points.add_some(&cat::HOST_NETWORK_BANDWIDTH, &[], host.bandwidth.network);
-    for (mount, usage) in &host.filesystems {
+}
+
+fn capacity(points: &mut Points<'_>, capacity: &CapacityReading) {
+    let CapacityReading { filesystems, bandwidth } = capacity;
+    points.add_some(&cat::HOST_STORAGE_BANDWIDTH, &["read"], bandwidth.storage_read);
+    points.add_some(&cat::HOST_STORAGE_BANDWIDTH, &["write"], bandwidth.storage_write);
+    points.add_some(&cat::HOST_NETWORK_BANDWIDTH, &[], bandwidth.network);
+    for (mount, usage) in filesystems {
         points.add(&cat::HOST_FILESYSTEM_USED, &[mount], usage.used_bytes as f64);
         points.add(&cat::HOST_FILESYSTEM_SIZE, &[mount], usage.size_bytes as f64);
     }
@@ -321,6 +331,7 @@ pub(crate) mod tests {
                 disks: BTreeMap::from([("sda".to_owned(), (512, 1_024))]),
                 ..HostReading::default()
             })),
+            capacity: None,
             cpu_utilization: Some(0.25),
             numerics: String::new(),
             useful_flops: 12,

@@ -30,6 +30,8 @@ const CHECKPOINT: Duration = Duration::from_secs(10);
 const ROLLUP: Duration = Duration::from_secs(1);
 /// How long the end may take.
 const GRACE: Duration = Duration::from_secs(5);
+/// Longest HTTP/2 frame that is taken: a node's telemetry of one window in one piece rather than in 16 KiB.
+const MAX_HTTP2_FRAME_BYTES: u32 = 256 << 10;
 
 /// A collector that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -253,6 +255,7 @@ async fn serve_grpc(
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .max_frame_size(Some(MAX_HTTP2_FRAME_BYTES))
         .add_service(MetricsService::new(ingest))
         .add_service(control)
         .add_service(v1::parameters_server::ParametersServer::new(parameters))

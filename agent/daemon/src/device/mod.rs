@@ -1,7 +1,7 @@
 //! What can be read of this host: the backends, and the readings that they give.
 //!
-//! Each backend runs in a thread of its own ([`thread`]), so that one that hangs costs its own readings
-//! and nothing else. Invariant: a reading is what a sensor said, with the time it was said; nothing is
+//! Each backend that asks a device runs in a thread of its own ([`thread`]), so that one that hangs costs its own
+//! readings and nothing else. Invariant: a reading is what a sensor said, with the time it was said; nothing is
 //! accumulated here but what only the backend can see (power integrated between windows, modelled energy).
 
 mod command;
@@ -28,6 +28,8 @@ use wattmill_protocol::Source;
 use crate::counter::Limits;
 use gpu::GpuReading;
 use host::HostReading;
+use host::capacity::{self, Capacity, CapacityReading};
+use host::stat::SharedCpuTime;
 use nvml::EventLog;
 use sensor::SensorReading;
 use units::UnitsReading;
@@ -49,8 +51,10 @@ pub enum BackendKind {
     Dcmi,
     /// Power of the whole node, by Redfish.
     Redfish,
-    /// CPU time, memory, disks, network, filesystems.
+    /// CPU time, memory, disks, network.
     Host,
+    /// Filesystems, speeds of links.
+    Capacity,
     /// CPU time of services, containers, pods and jobs.
     Units,
 }
@@ -67,6 +71,7 @@ impl BackendKind {
             Self::Dcmi => "dcmi",
             Self::Redfish => "redfish",
             Self::Host => "host",
+            Self::Capacity => "capacity",
             Self::Units => "units",
         }
     }
@@ -74,7 +79,7 @@ impl BackendKind {
     /// Whether windows wait for its readings and may ask for one ahead of the schedule. What counts for no scope
     /// is slow (a BMC answers within seconds) and read no more often than its schedule says.
     pub(crate) fn is_of_windows(self) -> bool {
-        !matches!(self, Self::Board | Self::Dcmi | Self::Redfish)
+        !matches!(self, Self::Board | Self::Dcmi | Self::Redfish | Self::Capacity)
     }
 }
 
@@ -174,6 +179,8 @@ pub struct Reading {
     pub gpu_events: EventLog,
     /// The host's figures.
     pub host: Option<Arc<HostReading>>,
+    /// What its storage and network can hold and move.
+    pub capacity: Option<Arc<CapacityReading>>,
     /// CPU time by unit.
     pub units: Option<Arc<UnitsReading>>,
     /// Single readings that failed, by reason; the backend as a whole answers.
@@ -243,6 +250,8 @@ pub enum Backend {
     Redfish(Box<redfish::Redfish>),
     /// The host's figures.
     Host(host::Host),
+    /// What its storage and network can hold and move.
+    Capacity(Capacity),
     /// CPU time by unit.
     Units(units::Units),
     /// Answers what a test says.
@@ -262,6 +271,7 @@ impl Backend {
             Self::Dcmi(_) => BackendKind::Dcmi,
             Self::Redfish(_) => BackendKind::Redfish,
             Self::Host(_) => BackendKind::Host,
+            Self::Capacity(_) => BackendKind::Capacity,
             Self::Units(_) => BackendKind::Units,
             #[cfg(test)]
             Self::Scripted(kind, _) => *kind,
@@ -289,6 +299,7 @@ impl Backend {
             Self::Dcmi(dcmi) => dcmi.read(),
             Self::Redfish(redfish) => redfish.read(),
             Self::Host(host) => host.read(),
+            Self::Capacity(capacity) => capacity.read(),
             Self::Units(units) => units.read(),
             #[cfg(test)]
             Self::Scripted(_, answer) => answer(),
@@ -296,38 +307,40 @@ impl Backend {
     }
 }
 
-/// The backends of a configuration, each with how often it is read.
-pub fn backends(config: &crate::config::Config) -> Vec<(Backend, Duration)> {
+/// The backends of a configuration: those that share a thread, and how often they are read.
+pub fn backends(config: &crate::config::Config) -> Vec<(Vec<Backend>, Duration)> {
     let metering = config.metering;
-    let measured = rapl::Measured::default();
+    let (measured, cpu_time) = (rapl::Measured::default(), SharedCpuTime::default());
     let rapl = rapl::Rapl::new(&config.sysfs_root, measured.clone(), crate::clock::monotonic());
-    let mut backends = vec![
-        (Backend::Host(host::Host::new(config)), metering.interval),
-        (Backend::Rapl(rapl), metering.interval),
-        (Backend::Estimate(Box::new(estimate::Estimate::new(config, measured))), metering.interval),
+    // What the kernel has in memory, or asks the CPU itself. The estimate goes by what the others found.
+    let mut kernel = vec![
+        Backend::Rapl(rapl),
+        Backend::Host(host::Host::new(config, cpu_time.clone())),
+        Backend::Estimate(Box::new(estimate::Estimate::new(config, measured, cpu_time))),
     ];
+    if let Some(attribution) = &config.attribution {
+        kernel.push(Backend::Units(units::Units::new(&config.sysfs_root, attribution)));
+    }
+    let capacity = Backend::Capacity(Capacity::new(config));
+    let mut backends = vec![(kernel, metering.interval), (vec![capacity], capacity::INTERVAL)];
+    let mut alone = |backend, interval| backends.push((vec![backend], interval));
     if let Some(library) = &config.nvml_library {
         let wanted = config.wanted_gpus().nvml;
         let nvml = nvml::NvmlBackend::new(library, config.nvml_explicit, wanted, metering);
-        backends.push((Backend::Nvml(Box::new(nvml)), metering.gpu_interval));
+        alone(Backend::Nvml(Box::new(nvml)), metering.gpu_interval);
     }
     if config.hwmon.gpus {
         let gpus = hwmon::gpus::HwmonGpus::new(&config.sysfs_root, config.wanted_gpus().hwmon, metering);
-        backends.push((Backend::HwmonGpus(Box::new(gpus)), metering.gpu_interval));
+        alone(Backend::HwmonGpus(Box::new(gpus)), metering.gpu_interval);
     }
     if let Some(interval) = config.hwmon.sensors_interval {
-        let board = hwmon::board::Board::new(&config.sysfs_root, interval);
-        backends.push((Backend::Board(Box::new(board)), interval));
+        alone(Backend::Board(Box::new(hwmon::board::Board::new(&config.sysfs_root, interval))), interval);
     }
     if let Some(config) = &config.dcmi {
-        backends.push((Backend::Dcmi(Box::new(dcmi::Dcmi::new(config))), config.interval));
+        alone(Backend::Dcmi(Box::new(dcmi::Dcmi::new(config))), config.interval);
     }
     if let Some(config) = &config.redfish {
-        backends.push((Backend::Redfish(Box::new(redfish::Redfish::new(config))), config.interval));
-    }
-    if let Some(attribution) = &config.attribution {
-        let units = units::Units::new(&config.sysfs_root, attribution);
-        backends.push((Backend::Units(units), metering.interval));
+        alone(Backend::Redfish(Box::new(redfish::Redfish::new(config))), config.interval);
     }
     backends
 }

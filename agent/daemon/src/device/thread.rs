@@ -1,9 +1,12 @@
-//! A thread for each backend: reads on its schedule, publishes the newest answer.
+//! Threads that read backends, each on its schedule, and publish the newest answers.
 //!
-//! Invariant: nobody ever waits for a device. Whoever wants readings gets the newest there is and
-//! whether the backend still answers; a thread that hangs is left behind, also at the end.
+//! Backends that cannot hang, because they read what the kernel has in memory, share a thread: to wake one costs
+//! more than most of their readings. Any other has its own. Invariant: nobody ever waits for a device. Whoever
+//! wants readings gets the newest there is and whether the backend still answers; a thread that hangs is left
+//! behind, also at the end.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,31 +35,41 @@ pub struct View {
     pub reading: Option<Arc<Reading>>,
 }
 
-/// A backend's thread, as others see it.
+/// A backend, as others see it; the thread that reads it may read others too.
 #[derive(Clone)]
 pub struct BackendThread {
     kind: BackendKind,
     slot: Arc<Slot>,
+    thread: Arc<Shared>,
 }
 
-struct Slot {
-    state: Mutex<State>,
+/// What a thread and those who ask it share.
+struct Shared {
+    turn: Mutex<Turn>,
     changed: Condvar,
     deadline: Duration,
+    round: Arc<Round>,
 }
 
 #[derive(Default)]
-struct State {
+struct Turn {
     /// A reading began then and has not ended.
     reading_since: Option<Duration>,
+    asked: bool,
+    stop: bool,
+}
+
+#[derive(Default)]
+struct Slot(Mutex<State>);
+
+#[derive(Default)]
+struct State {
     /// When the newest answer was asked for.
     answered: Option<Duration>,
     duration: Duration,
     present: bool,
     failed: bool,
     ended: bool,
-    stop: bool,
-    asked: bool,
     overdue_counted: bool,
     errors: BTreeMap<&'static str, u64>,
     reading: Option<Arc<Reading>>,
@@ -65,35 +78,161 @@ struct State {
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A thread that panicked inside a reading holds no lock; the state is whole in any case.
+        // Whatever panics holds no lock; the state is whole in any case.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask(&self, change: impl FnOnce(&mut Turn)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+}
+
+/// Where whoever closes windows waits for all backends of a window at once: it is woken once, not for each.
+#[derive(Default)]
+pub struct Round {
+    state: Mutex<RoundState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct RoundState {
+    /// Readings begun before are not those that are waited for.
+    at: Duration,
+    pending: Vec<BackendKind>,
+    complete: bool,
+    rung: bool,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// All answered that were expected.
+    Complete,
+    /// It was time.
+    Due,
+    /// [`Round::ring`] was called; the round goes on.
+    Rung,
+}
+
+impl Round {
+    fn lock(&self) -> MutexGuard<'_, RoundState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a round: it is complete once each of these has answered to a reading begun at `at` or later.
+    /// One of none is never complete.
+    pub fn expect<'a>(&self, at: Duration, backends: impl Iterator<Item = &'a BackendThread> + Clone) {
+        self.begin(at, backends.clone().map(|backend| backend.kind));
+        // Looked at afterwards, so that none answers unseen in between.
+        for backend in backends {
+            if let Some(began) = backend.slot.lock().answered {
+                self.answered(backend.kind, began);
+            }
+        }
+    }
+
+    fn begin(&self, at: Duration, backends: impl Iterator<Item = BackendKind>) {
+        let mut state = self.lock();
+        state.at = at;
+        state.complete = false;
+        state.pending.clear();
+        state.pending.extend(backends);
+    }
+
+    /// Waits until the round is complete, but not past `until`.
+    pub fn wait(&self, until: Duration) -> Woken {
+        let mut state = self.lock();
+        loop {
+            if std::mem::take(&mut state.rung) {
+                return Woken::Rung;
+            }
+            if state.complete {
+                return Woken::Complete;
+            }
+            let left = until.saturating_sub(clock::monotonic());
+            if left.is_zero() {
+                return Woken::Due;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Wakes whoever waits, or is about to.
+    pub fn ring(&self) {
+        self.lock().rung = true;
+        self.changed.notify_all();
+    }
+
+    fn answered(&self, backend: BackendKind, began: Duration) {
+        let mut state = self.lock();
+        if began < state.at {
+            return;
+        }
+        let Some(index) = state.pending.iter().position(|pending| *pending == backend) else { return };
+        state.pending.swap_remove(index);
+        if state.pending.is_empty() {
+            state.complete = true;
+            drop(state);
+            self.changed.notify_all();
+        }
     }
 }
 
 impl BackendThread {
-    /// Starts a thread that reads `backend` at each multiple of `interval` since boot: windows and
-    /// backends share that grid, so that a window's readings are of one time.
+    /// Starts a thread that reads `backends`, one after the other, at each multiple of `interval` since boot:
+    /// windows and backends share that grid, so that a window's readings are of one time.
     ///
     /// # Errors
     /// When the host has no room for a thread.
-    pub fn start(backend: Backend, interval: Duration) -> std::io::Result<Self> {
-        let kind = backend.kind();
-        let slot = Arc::new(Slot {
-            state: Mutex::default(),
+    pub fn start(
+        backends: Vec<Backend>,
+        interval: Duration,
+        round: &Arc<Round>,
+    ) -> std::io::Result<Vec<Self>> {
+        let shared = Arc::new(Shared {
+            turn: Mutex::default(),
             changed: Condvar::new(),
             deadline: (interval * 2).max(MIN_DEADLINE),
+            round: Arc::clone(round),
         });
-        let shared = Arc::clone(&slot);
+        let lane: Vec<Lane> = backends
+            .into_iter()
+            .map(|backend| Lane { kind: backend.kind(), backend, slot: Arc::default() })
+            .collect();
+        let seen = lane.iter().map(|lane| Self {
+            kind: lane.kind,
+            slot: Arc::clone(&lane.slot),
+            thread: Arc::clone(&shared),
+        });
+        let seen: Vec<Self> = seen.collect();
+        let name = match &lane[..] {
+            [alone] => alone.kind.as_str(),
+            _ => "kernel",
+        };
         std::thread::Builder::new()
-            .name(format!("device-{}", kind.as_str()))
-            .spawn(move || run(backend, interval, &shared))?;
-        Ok(Self { kind, slot })
+            .name(format!("device-{name}"))
+            .spawn(move || run(lane, interval, &shared))?;
+        Ok(seen)
+    }
+
+    /// Which backend.
+    pub fn kind(&self) -> BackendKind {
+        self.kind
     }
 
     /// What is known at the time `now`.
     pub fn view(&self, now: Duration) -> View {
+        let reading_since = self.thread.lock().reading_since;
+        let overdue = reading_since.is_some_and(|since| now.saturating_sub(since) > self.thread.deadline);
         let mut state = self.slot.lock();
-        let overdue = state.reading_since.is_some_and(|since| now.saturating_sub(since) > self.slot.deadline);
+        let overdue = overdue && !state.ended;
         if overdue && !state.overdue_counted {
             state.overdue_counted = true;
             *state.errors.entry("timeout").or_default() += 1;
@@ -113,38 +252,29 @@ impl BackendThread {
         }
     }
 
-    /// Waits until the backend answered to a reading begun at `since` or later, but not past `until`.
-    pub fn wait_since(&self, since: Duration, until: Duration) {
-        let mut state = self.slot.lock();
-        loop {
-            let answered = state.answered.is_some_and(|at| at >= since);
-            let now = clock::monotonic();
-            if answered || state.ended || now >= until {
-                return;
-            }
-            let result = self.slot.changed.wait_timeout(state, until - now);
-            state = result.unwrap_or_else(PoisonError::into_inner).0;
-        }
+    /// Whether a window that is about to be closed waits for its readings.
+    pub fn is_awaited(&self, now: Duration) -> bool {
+        let view = self.view(now);
+        self.kind.is_of_windows() && (view.up && view.present || view.starting)
     }
 
-    /// Whether a window waits for its readings.
-    pub fn is_of_windows(&self) -> bool {
-        self.kind.is_of_windows()
+    /// Waits until the backend answered to a reading begun at `since` or later, but not past `until`.
+    #[cfg(test)]
+    pub fn wait_since(&self, since: Duration, until: Duration) {
+        self.thread.round.expect(since, std::iter::once(self));
+        self.thread.round.wait(until);
     }
 
     /// Asks for a reading ahead of the schedule; one whose schedule is a bound is not asked.
     pub fn ask(&self) {
-        if !self.is_of_windows() {
-            return;
+        if self.kind.is_of_windows() {
+            self.thread.ask(|turn| turn.asked = true);
         }
-        self.slot.lock().asked = true;
-        self.slot.changed.notify_all();
     }
 
     /// Ends the thread after its reading, without waiting for it.
     pub fn stop(&self) {
-        self.slot.lock().stop = true;
-        self.slot.changed.notify_all();
+        self.thread.ask(|turn| turn.stop = true);
     }
 }
 
@@ -155,96 +285,106 @@ pub fn next_tick(now: Duration, interval: Duration) -> Duration {
     Duration::from_nanos(u64::try_from(next).unwrap_or(u64::MAX))
 }
 
-fn run(mut backend: Backend, interval: Duration, slot: &Slot) {
-    // A panic in a backend is one more way to be gone.
-    let _ended = Ended(slot);
+struct Lane {
+    kind: BackendKind,
+    backend: Backend,
+    slot: Arc<Slot>,
+}
+
+fn run(mut lane: Vec<Lane>, interval: Duration, shared: &Shared) {
     let mut asked = false;
-    loop {
+    while !lane.is_empty() {
         let began = clock::monotonic();
-        slot.lock().reading_since = Some(began);
-        let answer = backend.read(asked);
-        finish(slot, backend.kind(), began, answer);
-        match wait_for_turn(slot, next_tick(clock::monotonic(), backend.pace(interval))) {
-            Turn::Due => asked = false,
-            Turn::Asked => asked = true,
-            Turn::Stop => return,
+        shared.lock().reading_since = Some(began);
+        lane.retain_mut(|lane| {
+            let goes_on = lane.read(began, asked);
+            shared.round.answered(lane.kind, began);
+            goes_on
+        });
+        shared.lock().reading_since = None;
+        let pace = lane.iter().map(|lane| lane.backend.pace(interval)).min().unwrap_or(interval);
+        match wait_for_turn(shared, next_tick(clock::monotonic(), pace)) {
+            Due::Now => asked = false,
+            Due::Asked => asked = true,
+            Due::Never => return,
         }
     }
 }
 
-enum Turn {
-    Due,
+enum Due {
+    Now,
     Asked,
-    Stop,
+    Never,
 }
 
-fn wait_for_turn(slot: &Slot, next: Duration) -> Turn {
-    let mut state = slot.lock();
+fn wait_for_turn(shared: &Shared, next: Duration) -> Due {
+    let mut turn = shared.lock();
     loop {
-        if state.stop {
-            return Turn::Stop;
+        if turn.stop {
+            return Due::Never;
         }
-        if std::mem::take(&mut state.asked) {
-            return Turn::Asked;
+        if std::mem::take(&mut turn.asked) {
+            return Due::Asked;
         }
         let now = clock::monotonic();
         if now >= next {
-            return Turn::Due;
+            return Due::Now;
         }
-        state = slot.changed.wait_timeout(state, next - now).unwrap_or_else(PoisonError::into_inner).0;
+        turn = shared.changed.wait_timeout(turn, next - now).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 
-fn finish(slot: &Slot, kind: BackendKind, began: Duration, answer: Answer) {
-    let mut state = slot.lock();
-    state.reading_since = None;
-    state.answered = Some(began);
-    state.duration = clock::monotonic().saturating_sub(began);
-    state.present = answer != Answer::Absent;
-    if std::mem::take(&mut state.overdue_counted) {
-        tracing::info!(backend = kind.as_str(), "the backend answers again");
-    }
-    match answer {
-        Answer::Reading(reading) => {
-            for reason in &reading.failures {
-                *state.errors.entry(reason).or_default() += 1;
-            }
-            if state.last_message.take().is_some() {
-                tracing::info!(backend = kind.as_str(), "the backend can be read again");
-            }
-            state.failed = false;
-            state.reading = Some(Arc::new(reading));
-        }
-        Answer::Unchanged => state.failed = false,
-        Answer::Absent => {
-            state.failed = false;
-            state.reading = None;
-        }
-        Answer::Failed(error) => {
-            *state.errors.entry(error.reason).or_default() += 1;
-            // Once per change: a host without permissions would fill its log.
-            if state.last_message.as_deref() != Some(error.message.as_str()) {
-                tracing::warn!(backend = kind.as_str(), reason = error.reason, "{error}");
-                state.last_message = Some(error.message);
-            }
-            state.failed = true;
-        }
-    }
-    drop(state);
-    slot.changed.notify_all();
-}
-
-struct Ended<'a>(&'a Slot);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        if std::thread::panicking() {
+impl Lane {
+    /// Reads the backend and notes its answer; returns whether it can be read again.
+    fn read(&mut self, began: Duration, asked: bool) -> bool {
+        let since = clock::monotonic();
+        // A panic in a backend is one more way to be gone. Its insides are not looked at again.
+        let answer = catch_unwind(AssertUnwindSafe(|| self.backend.read(asked)));
+        let mut state = self.slot.lock();
+        let Ok(answer) = answer else {
             *state.errors.entry("panic").or_default() += 1;
+            state.ended = true;
+            return false;
+        };
+        state.answered = Some(began);
+        state.duration = clock::monotonic().saturating_sub(since);
+        state.note(self.kind, answer);
+        true
+    }
+}
+
+impl State {
+    fn note(&mut self, kind: BackendKind, answer: Answer) {
+        self.present = answer != Answer::Absent;
+        if std::mem::take(&mut self.overdue_counted) {
+            tracing::info!(backend = kind.as_str(), "the backend answers again");
         }
-        state.ended = true;
-        drop(state);
-        self.0.changed.notify_all();
+        match answer {
+            Answer::Reading(reading) => {
+                for reason in &reading.failures {
+                    *self.errors.entry(reason).or_default() += 1;
+                }
+                if self.last_message.take().is_some() {
+                    tracing::info!(backend = kind.as_str(), "the backend can be read again");
+                }
+                self.failed = false;
+                self.reading = Some(Arc::new(reading));
+            }
+            Answer::Unchanged => self.failed = false,
+            Answer::Absent => {
+                self.failed = false;
+                self.reading = None;
+            }
+            Answer::Failed(error) => {
+                *self.errors.entry(error.reason).or_default() += 1;
+                // Once per change: a host without permissions would fill its log.
+                if self.last_message.as_deref() != Some(error.message.as_str()) {
+                    tracing::warn!(backend = kind.as_str(), reason = error.reason, "{error}");
+                    self.last_message = Some(error.message);
+                }
+                self.failed = true;
+            }
+        }
     }
 }
 
@@ -261,7 +401,11 @@ mod tests {
     fn scripted(interval: Duration) -> (BackendThread, mpsc::Sender<Answer>) {
         let (sender, receiver) = mpsc::channel::<Answer>();
         let answer = Box::new(move || receiver.recv().unwrap());
-        (BackendThread::start(Backend::Scripted(BackendKind::Nvml, answer), interval).unwrap(), sender)
+        (alone(Backend::Scripted(BackendKind::Nvml, answer), interval), sender)
+    }
+
+    fn alone(backend: Backend, interval: Duration) -> BackendThread {
+        BackendThread::start(vec![backend], interval, &Arc::default()).unwrap().remove(0)
     }
 
     fn wait_until(thread: &BackendThread, done: impl Fn(&View) -> bool) -> View {
@@ -284,7 +428,7 @@ mod tests {
         answers.send(Answer::Reading(Reading::default())).unwrap();
         wait_until(&thread, |view| view.up && view.present);
         thread.ask();
-        wait_until(&thread, |_| thread.slot.lock().reading_since.is_some());
+        wait_until(&thread, |_| thread.thread.lock().reading_since.is_some());
         // Two intervals later, on the test's clock, the reading still has not come back.
         let view = thread.view(clock::monotonic() + 3 * HOUR);
         assert!(!view.up && view.reading.is_some());
@@ -297,7 +441,7 @@ mod tests {
     #[test]
     fn a_backend_that_hangs_in_its_first_reading_is_there_and_down() {
         let (thread, answers) = scripted(HOUR);
-        wait_until(&thread, |_| thread.slot.lock().reading_since.is_some());
+        wait_until(&thread, |_| thread.thread.lock().reading_since.is_some());
         let view = thread.view(clock::monotonic());
         assert_eq!((view.present, view.starting), (false, true), "it may still say that there is nothing");
         let view = thread.view(clock::monotonic() + 3 * HOUR);
@@ -342,12 +486,62 @@ mod tests {
         let (sender, receiver) = mpsc::channel::<Answer>();
         let answer = Box::new(move || receiver.recv().unwrap());
         let backend = Backend::Scripted(BackendKind::Redfish, answer);
-        let thread = BackendThread::start(backend, HOUR).unwrap();
+        let thread = alone(backend, HOUR);
         sender.send(Answer::Unchanged).unwrap();
         wait_until(&thread, |view| view.up);
         thread.ask();
-        let state = thread.slot.lock();
-        assert!(!state.asked && state.reading_since.is_none(), "no reading is due");
+        let turn = thread.thread.lock();
+        assert!(!turn.asked && turn.reading_since.is_none(), "no reading is due");
+    }
+
+    /// Those that share a thread share its hangs, and nothing else.
+    #[test]
+    fn backends_of_one_thread_hang_together_and_fail_apart() {
+        let (sender, receiver) = mpsc::channel::<Answer>();
+        let second = Box::new(move || receiver.recv().unwrap());
+        let first = Box::new(|| Answer::Reading(Reading::default()));
+        let third = Box::new(|| Answer::Failed(ReadError::new("permission", "no")));
+        let lane = vec![
+            Backend::Scripted(BackendKind::Rapl, first),
+            Backend::Scripted(BackendKind::Host, second),
+            Backend::Scripted(BackendKind::Estimate, third),
+        ];
+        let round = Arc::<Round>::default();
+        let threads = BackendThread::start(lane, HOUR, &round).unwrap();
+        let ups = |now| threads.iter().map(|thread| thread.view(now).up).collect::<Vec<_>>();
+        sender.send(Answer::Reading(Reading::default())).unwrap();
+        wait_until(&threads[2], |view| view.errors.contains_key("permission"));
+        assert_eq!(ups(clock::monotonic()), [true, true, false]);
+        threads[0].ask();
+        wait_until(&threads[0], |_| threads[0].thread.lock().reading_since.is_some());
+        assert_eq!(ups(clock::monotonic() + 3 * HOUR), [false, false, false]);
+        drop(sender);
+        wait_until(&threads[1], |view| view.errors.contains_key("panic"));
+        let now = clock::monotonic();
+        let others = || [&threads[0], &threads[2]].into_iter();
+        round.expect(now, others());
+        threads[0].ask();
+        assert_eq!(round.wait(now + HOUR), Woken::Complete, "the others are read on");
+        round.expect(now, others());
+        assert_eq!(round.wait(now), Woken::Complete, "they have answered to that already");
+        assert_eq!(ups(clock::monotonic()), [true, false, false]);
+    }
+
+    #[test]
+    fn a_round_is_complete_when_all_have_answered_to_it() {
+        let round = Round::default();
+        let at = clock::monotonic();
+        round.begin(at, [BackendKind::Host, BackendKind::Nvml].into_iter());
+        round.answered(BackendKind::Host, at);
+        round.answered(BackendKind::Nvml, at - Duration::from_nanos(1));
+        round.answered(BackendKind::Rapl, at);
+        assert_eq!(round.wait(at), Woken::Due, "one answered to an older reading, one was not asked");
+        round.ring();
+        assert_eq!(round.wait(at + HOUR), Woken::Rung);
+        round.answered(BackendKind::Nvml, at + HOUR);
+        assert_eq!(round.wait(at + HOUR), Woken::Complete);
+        round.begin(at, std::iter::empty());
+        assert_eq!(round.wait(at), Woken::Due, "nobody is waited for");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! `/metrics` for Prometheus, and `/healthz`.
 //!
 //! Invariant: a scrape is rendered from the newest snapshot and waits for no device or disk. Each snapshot is
-//! rendered once, when it is first asked for, however many scrapers there are.
+//! rendered once, however many scrapers there are: ahead where each window is asked for, else when it first is.
 
+use std::future::IntoFuture as _;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -23,6 +24,8 @@ use crate::clock;
 use crate::snapshot::Snapshot;
 use crate::snapshot::series::{Flatten, Shape};
 
+/// So many windows in a row that were asked for, and the next is written ahead.
+const ASKED_IN_A_ROW: u32 = 2;
 /// Windows that may be missed before the agent calls itself unhealthy.
 const MISSED_WINDOWS: u32 = 5;
 
@@ -49,18 +52,41 @@ struct Pages {
     /// Of the newest page.
     layout: (Arc<Shape>, Layout),
     newest: Option<Page>,
+    /// Windows before the newest one that were asked for, one after the other.
+    asked_in_a_row: u32,
 }
 
 impl Pages {
-    /// The page of a snapshot: written once, for whoever asks for it first.
+    /// The page of a snapshot, for somebody who asks for it.
     fn of(&mut self, snapshot: Arc<Snapshot>) -> &mut Page {
+        let page = self.written(snapshot);
+        page.asked = true;
+        page
+    }
+
+    /// There is a new snapshot: its page is written before it is asked for, if it most likely will be.
+    fn ahead(&mut self, snapshot: Arc<Snapshot>) {
+        let Some(last) = self.newest.take_if(|page| page.asked && !Arc::ptr_eq(&page.of, &snapshot)) else {
+            self.asked_in_a_row = 0;
+            return;
+        };
+        self.asked_in_a_row = self.asked_in_a_row.saturating_add(1);
+        if self.asked_in_a_row >= ASKED_IN_A_ROW {
+            let page = self.written(snapshot);
+            if last.gzip.is_some() {
+                page.gzip();
+            }
+        }
+    }
+
+    fn written(&mut self, snapshot: Arc<Snapshot>) -> &mut Page {
         let fresh = self.newest.take().filter(|page| Arc::ptr_eq(&page.of, &snapshot));
         let page = fresh.unwrap_or_else(|| {
             let (shape, values) = self.flatten.series(&snapshot);
             if !Arc::ptr_eq(&self.layout.0, &shape) {
                 self.layout = (Arc::clone(&shape), Layout::of(shape.series()));
             }
-            Page { of: snapshot, text: self.layout.1.page(&values).into(), gzip: None }
+            Page { of: snapshot, text: self.layout.1.page(&values).into(), gzip: None, asked: false }
         });
         self.newest.insert(page)
     }
@@ -72,6 +98,7 @@ struct Page {
     text: Bytes,
     /// Compressed, once somebody took it so.
     gzip: Option<Bytes>,
+    asked: bool,
 }
 
 impl Page {
@@ -103,17 +130,30 @@ pub async fn serve(
     interval: Duration,
     cancel: CancellationToken,
 ) -> io::Result<()> {
-    let router = router(snapshots, interval);
-    axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await
+    let exporter = Exporter { snapshots, pages: Arc::default(), patience: interval * MISSED_WINDOWS };
+    let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz));
+    let router = router.with_state(exporter.clone());
+    let served = axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned());
+    tokio::select! {
+        served = served.into_future() => served,
+        never = write_ahead(exporter) => match never {},
+    }
 }
 
-fn router(snapshots: watch::Receiver<Arc<Snapshot>>, interval: Duration) -> Router {
-    let patience = interval * MISSED_WINDOWS;
-    Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(Exporter {
-        snapshots,
-        pages: Arc::default(),
-        patience,
-    })
+async fn write_ahead(mut exporter: Exporter) -> std::convert::Infallible {
+    while exporter.snapshots.changed().await.is_ok() {
+        let snapshot = Arc::clone(&exporter.snapshots.borrow_and_update());
+        exporter.pages().ahead(snapshot);
+    }
+    // The meter has ended; what it said last may still be asked for.
+    std::future::pending().await
+}
+
+impl Exporter {
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        // What a panic leaves is a page less.
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 async fn metrics(State(exporter): State<Exporter>, headers: HeaderMap) -> Response {
@@ -121,7 +161,7 @@ async fn metrics(State(exporter): State<Exporter>, headers: HeaderMap) -> Respon
     let takes_gzip = takes.into_iter().any(exposition::accepts_gzip);
     let snapshot = Arc::clone(&exporter.snapshots.borrow());
     let (text, gzip) = {
-        let mut pages = exporter.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pages = exporter.pages();
         let page = pages.of(snapshot);
         (page.text.clone(), if takes_gzip { page.gzip() } else { None })
     };
@@ -202,6 +242,32 @@ mod tests {
         sender.send_replace(Arc::new(Snapshot { useful_flops: 7, ..sample() }));
         let text = scrape("").await.1;
         assert!(String::from_utf8(text.to_vec()).unwrap().contains("flops_total{precision=\"f32\"} 7\n"));
+    }
+
+    #[test]
+    fn a_page_is_written_ahead_while_each_window_is_asked_for() {
+        let mut pages = Pages::default();
+        let mut asked = Vec::new();
+        let window = |flops| Arc::new(Snapshot { useful_flops: flops, ..sample() });
+        // Scraped at each window up to the 6th, then at every other.
+        for flops in 1..=12 {
+            let snapshot = window(flops);
+            pages.ahead(Arc::clone(&snapshot));
+            let ahead = pages.newest.as_ref().filter(|page| Arc::ptr_eq(&page.of, &snapshot));
+            asked.push(ahead.map(|page| page.gzip.is_some()));
+            if flops <= 6 || flops % 2 == 0 {
+                let page = pages.of(snapshot);
+                let text = String::from_utf8(page.text.to_vec()).unwrap();
+                assert!(text.contains(&format!("flops_total{{precision=\"f32\"}} {flops}\n")), "{text}");
+                if flops >= 4 {
+                    page.gzip();
+                }
+            }
+        }
+        let plain = Some(false);
+        let packed = Some(true);
+        let (none, rest) = ([None, None], [None; 5]);
+        assert_eq!(asked, [&none[..], &[plain, plain, packed, packed, packed], &rest].concat());
     }
 
     #[tokio::test]

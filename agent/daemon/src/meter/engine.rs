@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -21,7 +21,7 @@ use crate::config::{Gpus, WantedGpus};
 use crate::device::Class;
 use crate::device::gpu::GpuReading;
 use crate::device::sensor::SensorReading;
-use crate::device::thread::{BackendThread, View, next_tick};
+use crate::device::thread::{BackendThread, Round, View, Woken, next_tick};
 use crate::device::units::Unit;
 use crate::ledger::Ledger;
 use crate::ledger::store::Store;
@@ -47,6 +47,8 @@ pub(super) enum Command {
 pub(super) struct Engine {
     pub(super) shared: Arc<Shared>,
     pub(super) threads: Vec<BackendThread>,
+    /// Where their answers are waited for.
+    pub(super) round: Arc<Round>,
     pub(super) store: Store,
     pub(super) node: Arc<NodeFacts>,
     /// GPUs of this node; none where they are turned off.
@@ -68,12 +70,7 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         loop {
-            let now = clock::monotonic();
-            let tick = next_tick(self.closed_at.max(now.saturating_sub(self.interval)), self.interval);
-            match commands.recv_timeout(tick.saturating_sub(now)) {
-                Err(RecvTimeoutError::Timeout) => {
-                    self.close(tick, tick + (self.interval / 4).min(MAX_GRACE), false);
-                }
+            match commands.try_recv() {
                 Ok(Command::Flush(done)) => {
                     self.close_now();
                     // Whoever asked may have stopped waiting.
@@ -85,26 +82,42 @@ impl Engine {
                     let _ = done.send(());
                     return;
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(TryRecvError::Empty) => self.window(),
+                Err(TryRecvError::Disconnected) => return,
             }
+        }
+    }
+
+    /// Waits for the end of the window and closes it, or returns when there is a command.
+    fn window(&mut self) {
+        let now = clock::monotonic();
+        let tick = next_tick(self.closed_at.max(now.saturating_sub(self.interval)), self.interval);
+        if self.wait(tick, (self.interval / 4).min(MAX_GRACE)) != Woken::Rung {
+            self.close(tick, false);
         }
     }
 
     fn close_now(&mut self) {
         let now = clock::monotonic();
         self.threads.iter().for_each(BackendThread::ask);
-        self.close(now, now + MAX_GRACE, true);
+        // A command that comes meanwhile has its turn afterwards.
+        while self.wait(now, MAX_GRACE) == Woken::Rung {}
+        self.close(now, true);
     }
 
-    /// Closes the window that ends at `at`, with the readings that come in by `until`.
-    fn close(&mut self, at: Duration, until: Duration, sync: bool) {
+    /// Waits until `at` for the readings of the window that ends then, and for `grace` after it for those that
+    /// are late.
+    fn wait(&self, at: Duration, grace: Duration) -> Woken {
+        let now = clock::monotonic();
+        let awaited: Vec<&BackendThread> =
+            self.threads.iter().filter(|thread| thread.is_awaited(now)).collect();
+        self.round.expect(at, awaited.iter().copied());
+        self.round.wait(if awaited.is_empty() { at } else { at + grace })
+    }
+
+    /// Closes the window that ends at `at`, with the readings that are there.
+    fn close(&mut self, at: Duration, sync: bool) {
         self.shared.lock().core.read_shards(&clock::process_cpu_nanos);
-        for thread in &self.threads {
-            let view = thread.view(clock::monotonic());
-            if thread.is_of_windows() && (view.up && view.present || view.starting) {
-                thread.wait_since(at, until);
-            }
-        }
         let now = clock::monotonic();
         let views: Vec<View> = self.threads.iter().map(|thread| thread.view(now)).collect();
         let elapsed = at.saturating_sub(self.closed_at);
@@ -197,7 +210,7 @@ impl Engine {
             duration: view.duration,
             errors: view.errors.clone(),
         });
-        let host = views.iter().filter(|view| view.up).filter_map(|view| view.reading.as_deref());
+        let mut up = views.iter().filter(|view| view.up).filter_map(|view| view.reading.as_deref());
         Snapshot {
             node: Arc::clone(&self.node),
             unix_nanos,
@@ -210,7 +223,8 @@ impl Engine {
             gpus: gpus(ledger, views, &self.wanted, unix_nanos, |pid| core.shards.is_of_ours(pid)),
             divergence: core.divergence(),
             sensors: sensors(views),
-            host: host.filter_map(|reading| reading.host.clone()).next(),
+            host: up.clone().find_map(|reading| reading.host.clone()),
+            capacity: up.find_map(|reading| reading.capacity.clone()),
             cpu_utilization: core.cpu_utilization,
             numerics: state.numerics.clone(),
             useful_flops: ledger.useful_flops,

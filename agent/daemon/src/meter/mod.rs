@@ -21,7 +21,7 @@ use wattmill_protocol::{JobId, Token};
 use crate::clock;
 use crate::config::Config;
 use crate::counter::GapReason;
-use crate::device::thread::BackendThread;
+use crate::device::thread::{BackendThread, Round};
 use crate::device::units::Places;
 use crate::export::spool::SpoolStats;
 use crate::ledger::Ledger;
@@ -56,6 +56,8 @@ pub enum MeterError {
 pub struct Meter {
     shared: Arc<Shared>,
     commands: SyncSender<Command>,
+    /// Wakes the engine for a command.
+    round: Arc<Round>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
@@ -97,10 +99,12 @@ impl Meter {
     ) -> Result<Self, MeterError> {
         let (store, found) = Store::open(&config.state_dir)?;
         let core = open_ledger(found, &node, config);
-        let backends = crate::device::backends(config).into_iter();
-        let threads = backends.map(|(backend, interval)| BackendThread::start(backend, interval));
-        let threads = threads.collect::<Result<Vec<_>, _>>().map_err(MeterError::Thread)?;
-        Self::with_threads(config, node, (spool, recorder), store, core, threads)
+        let round = Arc::<Round>::default();
+        let mut threads = Vec::new();
+        for (backends, interval) in crate::device::backends(config) {
+            threads.extend(BackendThread::start(backends, interval, &round).map_err(MeterError::Thread)?);
+        }
+        Self::with_threads(config, node, (spool, recorder), store, core, (threads, round))
     }
 
     fn with_threads(
@@ -109,7 +113,7 @@ impl Meter {
         (spool, recorder): (Arc<SpoolStats>, Option<Recorder>),
         store: Store,
         core: Core,
-        threads: Vec<BackendThread>,
+        (threads, round): (Vec<BackendThread>, Arc<Round>),
     ) -> Result<Self, MeterError> {
         let node = Arc::new(node);
         let precision = || PRECISION.to_owned();
@@ -134,6 +138,7 @@ impl Meter {
         let engine = Engine {
             shared: Arc::clone(&shared),
             threads,
+            round: Arc::clone(&round),
             store,
             node,
             wanted: config.wanted_gpus(),
@@ -150,7 +155,7 @@ impl Meter {
         };
         let thread = std::thread::Builder::new().name("meter".to_owned());
         thread.spawn(move || engine.run(&inbox)).map_err(MeterError::Thread)?;
-        Ok(Self { shared, commands, snapshots: receiver })
+        Ok(Self { shared, commands, round, snapshots: receiver })
     }
 
     /// A shard starts computing in the process `pid`.
@@ -255,6 +260,7 @@ impl Meter {
         let (done, answer) = oneshot::channel();
         // An engine that has ended has nothing left to close.
         if self.commands.send(command(done)).is_ok() {
+            self.round.ring();
             let _ = answer.await;
         }
     }
@@ -308,6 +314,7 @@ fn empty_snapshot(ledger: &Ledger, node: &Arc<NodeFacts>) -> Snapshot {
         divergence: BTreeMap::new(),
         sensors: Vec::new(),
         host: None,
+        capacity: None,
         cpu_utilization: None,
         numerics: String::new(),
         useful_flops: ledger.useful_flops,

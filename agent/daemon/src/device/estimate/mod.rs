@@ -12,9 +12,9 @@ use std::time::Duration;
 use wattmill_protocol::Source;
 
 use super::file::Reader;
-use super::host::stat::{CpuTime, Stat};
+use super::host::stat::{CpuTime, SharedCpuTime, Stat};
 use super::rapl::Measured;
-use super::{Answer, Class, EnergyReading, Epoch, MeterId, ReadError, Reading, Scope};
+use super::{Answer, Class, EnergyReading, Epoch, MeterId, Reading, Scope};
 use crate::clock;
 use crate::config::{Config, EstimateWatts, MAX_INTERVAL};
 use crate::counter::Limits;
@@ -104,6 +104,7 @@ impl CpuModel {
 pub struct Estimate {
     procfs_root: PathBuf,
     measured: Measured,
+    cpu_time: SharedCpuTime,
     model: Model,
     accumulated: Accumulated,
     announced: bool,
@@ -138,14 +139,15 @@ impl Accumulated {
 }
 
 impl Estimate {
-    /// A model for the host of this configuration.
-    pub fn new(config: &Config, measured: Measured) -> Self {
+    /// A model for the host of this configuration, from the CPU time that the host's backend read before.
+    pub fn new(config: &Config, measured: Measured, cpu_time: SharedCpuTime) -> Self {
         let model = Model::new(config.estimate, &config.procfs_root);
         let accumulated = Accumulated::default();
         let reader = Reader::default();
         Self {
             procfs_root: config.procfs_root.clone(),
             measured,
+            cpu_time,
             model,
             accumulated,
             announced: false,
@@ -158,13 +160,14 @@ impl Estimate {
             self.accumulated.last = None;
             return Answer::Absent;
         }
-        match Stat::read(&self.procfs_root, &mut self.reader) {
-            Ok(stat) => self.reading(&stat, clock::monotonic()),
-            Err(error) => Answer::Failed(ReadError::new(error.reason, error.message)),
+        let read = || Stat::read(&self.procfs_root, &mut self.reader).map(|stat| stat.host());
+        match self.cpu_time.take().map_or_else(read, Ok) {
+            Ok(cpu_time) => self.reading(cpu_time, clock::monotonic()),
+            Err(error) => Answer::Failed(error),
         }
     }
 
-    fn reading(&mut self, stat: &Stat, now: Duration) -> Answer {
+    fn reading(&mut self, cpu_time: CpuTime, now: Duration) -> Answer {
         if !std::mem::replace(&mut self.announced, true) {
             tracing::info!(
                 idle_watts = self.model.power.idle_watts,
@@ -173,7 +176,7 @@ impl Estimate {
                 "nothing measures this host's CPU: its energy is an estimate"
             );
         }
-        self.accumulated.add(&self.model, stat.host(), now);
+        self.accumulated.add(&self.model, cpu_time, now);
         let energy = EnergyReading {
             meter: MeterId { class: Class::Zone, device: ZONE.to_owned(), source: Source::Estimate },
             scope: Some(Scope::Cpu),

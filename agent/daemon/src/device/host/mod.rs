@@ -1,15 +1,14 @@
-//! The host's figures: CPU time, memory, disks, network, filesystems.
+//! The host's figures: CPU time, memory, disks, network.
 //!
 //! Invariant: each thing once. Disks are whole physical devices, interfaces physical ones where there
-//! are any, filesystems one mount of each device, and nothing that only exists in memory. Names may be any bytes:
-//! they are shown printable and bounded.
+//! are any. Names may be any bytes: they are shown printable and bounded. Nothing is read here that asks a device:
+//! energy is shared out by CPU time, which must not wait for a disk ([`capacity`]).
 
+pub mod capacity;
 pub mod pressure;
 pub mod stat;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,24 +16,23 @@ use std::time::Duration;
 use procfs::DiskStats;
 use procfs::FromBufRead;
 use procfs::net::InterfaceDeviceStatus;
-use procfs::process::MountInfos;
 
-use super::file::{Reader, unescaped};
+use super::file::Reader;
 use super::units::classify::printable;
 use super::{Answer, ReadError, Reading};
 use crate::clock;
-use crate::config::Bandwidth;
 use crate::cpus::CpuSet;
+pub use capacity::Usage;
 use pressure::Pressure;
-use stat::{CpuTime, Stat};
+use stat::{CpuTime, SharedCpuTime, Stat};
 
 /// `/proc/diskstats` counts sectors of this size whatever the device's own.
 const SECTOR_BYTES: u64 = 512;
 /// Most disks, interfaces and filesystems that become series.
 const MAX_SERIES: usize = 128;
 
-/// How often filesystems and links are looked at.
-const SLOW_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is looked up which disks and interfaces are devices.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The host's figures at one time.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -55,33 +53,20 @@ pub struct HostReading {
     pub disks: BTreeMap<String, (u64, u64)>,
     /// Bytes received and sent, by interface.
     pub interfaces: BTreeMap<String, (u64, u64)>,
-    /// Filesystems by mount point.
-    pub filesystems: BTreeMap<String, Usage>,
-    /// What its storage and network can move: as configured, or by the links' speeds.
-    pub bandwidth: Bandwidth,
-}
-
-/// Bytes used of bytes there are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Usage {
-    /// In use.
-    pub used_bytes: u64,
-    /// There are.
-    pub size_bytes: u64,
 }
 
 /// The backend.
 pub struct Host {
     procfs_root: PathBuf,
     cpus: CpuSet,
-    bandwidth: Bandwidth,
+    cpu_time: SharedCpuTime,
     reader: Reader,
-    slow: Option<Slow>,
     disks: Devices,
     interfaces: Devices,
+    looked_at: Duration,
 }
 
-/// Names of a class of devices, and whether there is a device behind each: looked up once in [`SLOW_INTERVAL`].
+/// Names of a class of devices, and whether there is a device behind each: looked up once in [`LOOK_INTERVAL`].
 struct Devices {
     class: PathBuf,
     known: BTreeMap<String, bool>,
@@ -102,24 +87,17 @@ impl Devices {
     }
 }
 
-/// What changes slowly and is dear to read: a mount costs a system call, and there may be hundreds.
-struct Slow {
-    at: Duration,
-    filesystems: Result<BTreeMap<String, Usage>, ReadError>,
-    link_bandwidth: Option<f64>,
-}
-
 impl Host {
-    /// The host that the configuration names.
-    pub fn new(config: &crate::config::Config) -> Self {
+    /// The host that the configuration names; whoever reads after it finds its CPU time in `cpu_time`.
+    pub fn new(config: &crate::config::Config, cpu_time: SharedCpuTime) -> Self {
         Self {
             procfs_root: config.procfs_root.clone(),
             cpus: config.cpus.clone(),
-            bandwidth: config.bandwidth,
+            cpu_time,
             reader: Reader::default(),
-            slow: None,
             disks: Devices::new(config.sysfs_root.join("block")),
             interfaces: Devices::new(config.sysfs_root.join("class/net")),
+            looked_at: Duration::ZERO,
         }
     }
 
@@ -133,25 +111,17 @@ impl Host {
             Ok(stat) => stat,
             Err(error) => return Answer::Failed(error),
         };
+        self.cpu_time.put(stat.host());
         let mut failures = Vec::new();
-        let due = self.slow.as_ref().is_none_or(|slow| now.saturating_sub(slow.at) >= SLOW_INTERVAL);
-        if due {
+        if now.saturating_sub(self.looked_at) >= LOOK_INTERVAL {
+            self.looked_at = now;
             self.disks.known.clear();
             self.interfaces.known.clear();
         }
         let interfaces = kept(self.interfaces(), &mut failures).unwrap_or_default();
-        if due {
-            self.slow = Some(Slow {
-                at: now,
-                filesystems: self.filesystems(),
-                link_bandwidth: self.link_bandwidth(interfaces.keys()),
-            });
-        }
         let memory = kept(self.memory(), &mut failures);
         let disks = kept(self.disks(), &mut failures).unwrap_or_default();
         let pressure = kept(pressure::read(&self.procfs_root, &mut self.reader), &mut failures);
-        let slow = self.slow.as_ref();
-        let filesystems = slow.map_or(Ok(BTreeMap::new()), |slow| slow.filesystems.clone());
         let host = HostReading {
             host_cpu: stat.host(),
             node_cpu: stat.of(&self.cpus),
@@ -161,11 +131,6 @@ impl Host {
             memory,
             disks,
             interfaces,
-            filesystems: kept(filesystems, &mut failures).unwrap_or_default(),
-            bandwidth: Bandwidth {
-                network: self.bandwidth.network.or(slow.and_then(|slow| slow.link_bandwidth)),
-                ..self.bandwidth
-            },
         };
         Answer::Reading(Reading { host: Some(Arc::new(host)), failures, ..Reading::default() })
     }
@@ -212,43 +177,6 @@ impl Host {
         }
         Ok(interfaces)
     }
-
-    /// Sum of the speeds of the links that are up, in bytes per second one way; `None` where no link says
-    /// (a virtual one has no speed, and one that is down says -1).
-    fn link_bandwidth<'a>(&mut self, interfaces: impl Iterator<Item = &'a String>) -> Option<f64> {
-        let megabits = interfaces.filter_map(|name| {
-            let speed = self.interfaces.class.join(name).join("speed");
-            self.reader.text(&speed).ok()?.trim().parse::<u32>().ok()
-        });
-        let sum: f64 = megabits.map(|speed| f64::from(speed) * 1e6 / 8.0).sum();
-        (sum > 0.0).then_some(sum)
-    }
-
-    fn filesystems(&mut self) -> Result<BTreeMap<String, Usage>, ReadError> {
-        let MountInfos(mounts) = parse(&mut self.reader, &self.procfs_root.join("self/mountinfo"))?;
-        let mut seen = BTreeSet::new();
-        let mut filesystems = BTreeMap::new();
-        for mount in mounts {
-            // Block devices and pools only: pseudo filesystems hold nothing, and asking a dead network
-            // filesystem would hang. The source is the device, also where each subvolume has a number
-            // of its own.
-            let source = mount.mount_source.unwrap_or_default();
-            let stored = source.starts_with("/dev/") || mount.fs_type == "zfs";
-            let loops = source.starts_with("/dev/loop") || source.starts_with("/dev/zram");
-            if !stored || loops || filesystems.len() == MAX_SERIES || !seen.insert(source) {
-                continue;
-            }
-            let point = unescaped(&mount.mount_point.to_string_lossy());
-            let Ok(figures) = rustix::fs::statvfs(OsStr::from_bytes(&point)) else { continue };
-            let bytes = |blocks: u64| blocks.saturating_mul(figures.f_frsize);
-            if figures.f_blocks > 0 {
-                let used_bytes = bytes(figures.f_blocks.saturating_sub(figures.f_bfree));
-                let usage = Usage { used_bytes, size_bytes: bytes(figures.f_blocks) };
-                filesystems.insert(printable(&point), usage);
-            }
-        }
-        Ok(filesystems)
-    }
 }
 
 fn kept<T>(result: Result<T, ReadError>, failures: &mut Vec<&'static str>) -> Option<T> {
@@ -294,27 +222,21 @@ mod tests {
             "proc/net/dev",
             "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:   1 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0\n  eth0: 700 0 0 0 0 0 0 0 800 0 0 0 0 0 0 0\n docker0: 5 0 0 0 0 0 0 0 6 0 0 0 0 0 0 0\n",
         );
-        let mount = |id: u32, source: &str, kind: &str| {
-            format!("{id} 1 8:{id} / {} rw,relatime shared:1 - {kind} {source} rw\n", root.display())
-        };
-        let mounts = [mount(1, "/dev/sda1", "ext4"), mount(2, "/dev/sda1", "ext4"), mount(3, "proc", "proc")];
-        write(root, "proc/self/mountinfo", &mounts.concat());
         fs::create_dir_all(root.join("sys/block/sda/device")).unwrap();
         fs::create_dir_all(root.join("sys/block/dm-0")).unwrap();
         Host {
             procfs_root: root.join("proc"),
             cpus: "1".parse().unwrap(),
-            bandwidth: Bandwidth::default(),
+            cpu_time: SharedCpuTime::default(),
             reader: Reader::default(),
-            slow: None,
             disks: Devices::new(root.join("sys/block")),
             interfaces: Devices::new(root.join("sys/class/net")),
+            looked_at: Duration::ZERO,
         }
     }
 
     fn reading(host: &mut Host) -> (Arc<HostReading>, Vec<&'static str>) {
-        host.slow = None;
-        match host.read_at(Duration::ZERO) {
+        match host.read_at(host.looked_at + LOOK_INTERVAL) {
             Answer::Reading(reading) => (reading.host.unwrap(), reading.failures),
             other => panic!("{other:?}"),
         }
@@ -330,24 +252,12 @@ mod tests {
         assert_eq!(figures.disks, BTreeMap::from([("sda".to_owned(), (51_200, 102_400))]));
         assert_eq!(figures.node_cpu.utilization(), Some(0.5));
         assert_eq!(figures.host_cpu.utilization(), Some(0.3));
-        assert_eq!(figures.filesystems.len(), 1);
-        assert!(figures.filesystems.values().all(|f| f.size_bytes >= f.used_bytes));
+        assert_eq!(host.cpu_time.take(), Some(figures.host_cpu));
+        assert_eq!(host.cpu_time.take(), None, "each is used once");
         let names: Vec<&str> = figures.interfaces.keys().map(String::as_str).collect();
         assert_eq!(names, ["docker0", "eth0"], "none is physical: all but the loopback");
         fs::create_dir_all(root.path().join("sys/class/net/eth0/device")).unwrap();
         assert_eq!(reading(&mut host).0.interfaces, BTreeMap::from([("eth0".to_owned(), (700, 800))]));
-    }
-
-    #[test]
-    fn links_say_what_they_can_move_unless_told_otherwise() {
-        let root = tempfile::tempdir().unwrap();
-        let mut host = fixture(root.path());
-        assert_eq!(reading(&mut host).0.bandwidth, Bandwidth::default(), "no link says");
-        write(root.path(), "sys/class/net/eth0/speed", "10000\n");
-        write(root.path(), "sys/class/net/docker0/speed", "-1\n");
-        assert_eq!(reading(&mut host).0.bandwidth.network, Some(1.25e9));
-        host.bandwidth = Bandwidth { storage_read: Some(2e9), network: Some(5e8), ..Bandwidth::default() };
-        assert_eq!(reading(&mut host).0.bandwidth, host.bandwidth);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::ReadError;
 use super::super::file::Reader;
@@ -55,6 +56,22 @@ impl std::iter::Sum for CpuTime {
             busy_nanos: sum.busy_nanos + time.busy_nanos,
             idle_nanos: sum.idle_nanos + time.idle_nanos,
         })
+    }
+}
+
+/// CPU time of the host's newest reading, for one that comes after it in the same thread: the file is dear on hosts
+/// of many CPUs. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct SharedCpuTime(Arc<Mutex<Option<CpuTime>>>);
+
+impl SharedCpuTime {
+    /// Takes it away, so that none is taken for a newer one.
+    pub fn take(&self) -> Option<CpuTime> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(super) fn put(&self, time: CpuTime) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
     }
 }
 

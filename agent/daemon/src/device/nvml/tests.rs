@@ -213,7 +213,8 @@ fn no_library_is_a_normal_host_unless_it_was_named() {
 fn a_driver_that_hangs_takes_nobody_along() {
     let (installed, _folder) = install(&Config::default());
     let backend = Backend::Nvml(Box::new(backend(&installed, Gpus::All)));
-    let thread = BackendThread::start(backend, Duration::from_secs(3_600)).unwrap();
+    let thread =
+        BackendThread::start(vec![backend], Duration::from_secs(3_600), &Arc::default()).unwrap().remove(0);
     thread.wait_since(Duration::ZERO, clock::monotonic() + PATIENCE);
     assert!(thread.view(clock::monotonic()).up);
     let mut client = Client::connect(&installed.socket).unwrap();

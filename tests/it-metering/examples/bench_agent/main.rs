@@ -4,6 +4,10 @@
 //! window, on this machine's own `/proc` and `/sys`. The fake NVML lives in the agent's process, so that its
 //! cost is in the figures. Cases and peers run one after the other, in rounds; the median of the rounds is
 //! shown. The last line is one JSON object.
+//!
+//! Beside them runs a floor ([`floor`]): a program that does nothing but what cannot be left out.
+
+mod floor;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -80,6 +84,13 @@ impl Cost {
 }
 
 fn main() {
+    let floor: Vec<String> = std::env::args().skip(1).take(3).collect();
+    if let [command, folder, port] = &floor[..]
+        && command == "floor"
+    {
+        let port = port.parse().expect("a port");
+        return floor::run(Path::new(folder), port).expect("the floor runs");
+    }
     let seconds = argument("--seconds").unwrap_or(SECONDS);
     let rounds = argument("--rounds").map_or(ROUNDS, |rounds| rounds as usize).max(1);
     let collector = Collector::start();
@@ -91,6 +102,8 @@ fn main() {
             eprintln!("round {round} of {rounds}: {name}, {seconds} s");
             costs.entry(name).or_default().push(agent(case, &collector, seconds));
         }
+        eprintln!("round {round} of {rounds}: the floor, {seconds} s");
+        costs.entry("floor".to_owned()).or_default().push(run_floor(seconds));
         for (name, arguments) in PEERS {
             let Some(exporter) = &exporter else { continue };
             eprintln!("round {round} of {rounds}: {name}, {seconds} s");
@@ -145,6 +158,16 @@ fn install(folder: &Path, gpus: usize) -> String {
     let config = Config { gpus: (0..gpus).map(gpu).collect(), ..Config::default() };
     let installed = library::install(folder, &config).expect("the fake library is built");
     installed.library.display().to_string()
+}
+
+fn run_floor(seconds: u64) -> Cost {
+    let folder = tempfile::tempdir_in("target").expect("a folder beside the agent's");
+    let port = floor::receiver().expect("a port");
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.arg("floor").arg(folder.path()).arg(port.to_string());
+    let mut process = Process::start("floor", &mut command);
+    let listening = process.event("listening");
+    measure(process.id(), listening["address"].as_str().expect("an address"), seconds)
 }
 
 fn peer(program: &Path, arguments: &[&str], seconds: u64) -> Cost {

@@ -6,8 +6,8 @@ pub(crate) fn times(usual: u32) -> u32 {
     asked.map_or(usual, |times| times.parse().expect("WATTMILL_FUZZ is how often to try, a number"))
 }
 
-/// A folder for a tree of files, in memory where Linux has that: on a disk, to make and remove them takes four
-/// times as long as everything else of a test.
+/// A folder for a tree of files, in memory where Linux has that: on a disk a test of many trees takes four to seven
+/// times as long.
 pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder for temporary files")
 }

@@ -151,6 +151,22 @@ pub static GPU_ENERGY_DIVERGENCE: Metric = Metric {
     }),
 };
 
+/// Half-width of an interval around the GPU's energy of the last minute that holds the true energy in at least 99 % of cases, as a share of that energy. Absent where no accuracy is known.
+pub static GPU_ENERGY_UNCERTAINTY: Metric = Metric {
+    name: "wattmill_gpu_energy_uncertainty_ratio",
+    kind: Kind::Gauge,
+    unit: "1",
+    labels: &["uuid", "source"],
+    help: "Half-width of an interval around the GPU's energy of the last minute that holds the true energy in at least 99 % of cases, as a share of that energy. Absent where no accuracy is known.",
+    exporter: Exporter::Agent,
+    otlp: Some(Otlp {
+        name: "wattmill.gpu.energy.uncertainty",
+        unit: "1",
+        fixed: &[],
+        attributes: &["hw.id", "wattmill.source"],
+    }),
+};
+
 /// Share of time in which a kernel ran on the GPU.
 pub static GPU_UTILIZATION: Metric = Metric {
     name: "wattmill_gpu_utilization_ratio",
@@ -1328,6 +1344,7 @@ pub static ALL: &[&Metric] = &[
     &GPU_POWER_WATTS,
     &GPU_ENERGY_JOULES,
     &GPU_ENERGY_DIVERGENCE,
+    &GPU_ENERGY_UNCERTAINTY,
     &GPU_UTILIZATION,
     &GPU_MEMORY_USED,
     &GPU_MEMORY_SIZE,

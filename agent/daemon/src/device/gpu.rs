@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::device::host::Usage;
+use crate::device::uncertainty::EnergyUncertainty;
 
 /// Most watts that a module may draw: several times the largest sold.
 pub(super) const MAX_GPU_WATTS: f64 = 5_000.0;
@@ -36,6 +37,8 @@ pub struct GpuReading {
     pub sm_clock_hertz: Option<f64>,
     /// What its power sensors said last.
     pub power: Power,
+    /// How well its energy of the last minute is known.
+    pub energy_uncertainty: EnergyUncertainty,
     /// Its power limits.
     pub limits: PowerLimits,
     /// Seconds in which its clocks were lowered, by reason.

@@ -18,6 +18,7 @@ pub mod redfish;
 pub mod sensor;
 mod sysfs;
 pub mod thread;
+pub mod uncertainty;
 pub mod units;
 
 use std::sync::Arc;

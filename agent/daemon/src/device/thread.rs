@@ -488,7 +488,7 @@ mod tests {
         let backend = Backend::Scripted(BackendKind::Redfish, answer);
         let thread = alone(backend, HOUR);
         sender.send(Answer::Unchanged).unwrap();
-        wait_until(&thread, |view| view.up);
+        wait_until(&thread, |view| view.up && thread.thread.lock().reading_since.is_none());
         thread.ask();
         let turn = thread.thread.lock();
         assert!(!turn.asked && turn.reading_since.is_none(), "no reading is due");

@@ -16,13 +16,12 @@ use crate::config::Attribution;
 use crate::counter::GapReason;
 use crate::device::host::stat::CpuTime;
 use crate::device::thread::View;
+use crate::device::uncertainty::HORIZON;
 use crate::device::units::Unit;
 use crate::device::{Class, MeterId, Scope};
 use crate::ledger::{Consumer, Ledger, OpenShard};
 use crate::window::{Closed, Slice, Windows};
 
-/// Time over which the divergence of a GPU's two energies is taken.
-const DIVERGENCE_SPAN: Duration = Duration::from_secs(60);
 /// Device of the gap that a lost ledger is.
 const LEDGER_DEVICE: &str = "ledger";
 
@@ -273,7 +272,7 @@ impl Core {
             let (counter, integrated) = (counter.microjoules, integrated.microjoules);
             ring.push_back(Compared { elapsed, counter, integrated });
             let mut span: Duration = ring.iter().map(|compared| compared.elapsed).sum();
-            while span > DIVERGENCE_SPAN {
+            while span > HORIZON {
                 span -= ring.pop_front().map_or(span, |oldest| oldest.elapsed);
             }
         }

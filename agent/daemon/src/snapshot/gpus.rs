@@ -7,6 +7,7 @@ use wattmill_protocol::catalogue as cat;
 
 use super::{Points, Snapshot};
 use crate::device::gpu::{GpuReading, MigInstance, Scoped};
+use crate::device::uncertainty::{EnergyUncertainty, HalfWidth};
 use crate::device::{Class, MeterId};
 
 /// What a label says where there is nothing to say.
@@ -52,6 +53,11 @@ fn gauges(points: &mut Points<'_>, gpu: &GpuReading, snapshot: &Snapshot) {
     scoped(points, &cat::GPU_POWER_INSTANT, uuid, &gpu.power.instant);
     scoped(points, &cat::GPU_POWER_AVERAGE, uuid, &gpu.power.average);
     points.add_some(&cat::GPU_ENERGY_DIVERGENCE, &[uuid], snapshot.divergence.get(uuid).copied());
+    let EnergyUncertainty { counter, integrated } = gpu.energy_uncertainty;
+    for (source, half_width) in [(Source::Counter, counter), (Source::Integrated, integrated)] {
+        let labels = [uuid, source.as_str()];
+        points.add_some(&cat::GPU_ENERGY_UNCERTAINTY, &labels, half_width.map(HalfWidth::ratio));
+    }
     points.add_some(&cat::GPU_UTILIZATION, &[uuid], gpu.utilization);
     points.add_some(&cat::GPU_MEMORY_USED, &[uuid], gpu.memory.map(|m| m.used_bytes as f64));
     points.add_some(&cat::GPU_MEMORY_SIZE, &[uuid], gpu.memory.map(|m| m.size_bytes as f64));
@@ -102,6 +108,10 @@ mod tests {
             power: Power {
                 instant: power(Some(632.0), Some(800.0), None),
                 average: power(Some(626.0), None, Some(33.0)),
+            },
+            energy_uncertainty: EnergyUncertainty {
+                counter: Some(HalfWidth { gain: 0.0625, random: 0.03125 }),
+                integrated: Some(HalfWidth { gain: 0.0625, random: 0.0625 }),
             },
             limits: PowerLimits {
                 enforced: Some(650.0),

@@ -98,7 +98,11 @@ fn with_rapl() {
 #[test]
 fn with_two_gpus() {
     let keys = |folder: &Path| super::nvml::install(folder, 100.0).1;
-    let last = ["wattmill_gpu_energy_divergence_ratio", "wattmill_node_power_watts"];
+    let last = [
+        "wattmill_gpu_energy_divergence_ratio",
+        "wattmill_gpu_energy_uncertainty_ratio",
+        "wattmill_node_power_watts",
+    ];
     insta::assert_snapshot!(golden(keys, &last));
 }
 
@@ -114,8 +118,12 @@ fn h100() -> GpuConfig {
     GpuConfig { waveform: Some(Waveform::Constant { watts: 650.0 }), ..Preset::H100.gpu() }
 }
 
-const LAST_OF_GPUS: [&str; 3] =
-    ["wattmill_gpu_energy_divergence_ratio", "wattmill_node_power_watts", "wattmill_gpu_utilization_ratio"];
+const LAST_OF_GPUS: [&str; 4] = [
+    "wattmill_gpu_energy_divergence_ratio",
+    "wattmill_gpu_energy_uncertainty_ratio",
+    "wattmill_node_power_watts",
+    "wattmill_gpu_utilization_ratio",
+];
 
 #[test]
 fn with_eight_h100() {

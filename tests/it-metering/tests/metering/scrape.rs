@@ -4,6 +4,7 @@
 //! that does not answer holds no scrape up.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use flate2::read::GzDecoder;
 use nvidia_ml::client::Client;
 use nvidia_ml::machine::command::Command as Tell;
+use rustix::fs::{FileType, Mode};
 use wattmill_it_metering::metrics::Metrics;
 use wattmill_it_metering::process::Agent;
 use wattmill_it_metering::{PATIENCE, http, wait_for};
@@ -151,4 +153,24 @@ fn a_scrape_waits_for_no_device() {
     fake.apply(&Tell::Unhang { function: None }).unwrap();
     let up = |metrics: &Metrics| metrics.value("wattmill_gpu_up", &[("uuid", GPU)]) == Some(1.0);
     assert_grown(&down, &agent.until("it is back", up));
+}
+
+/// To ask for a filesystem's size is to ask its disk, which may never answer: energy is shared out all the same.
+#[test]
+fn a_disk_that_hangs_costs_its_own_figures() {
+    let agent = Agent::start("disk-hangs", |folder| {
+        let proc = folder.join("proc");
+        fs::create_dir_all(proc.join("self")).unwrap();
+        fs::write(proc.join("stat"), "cpu0 1 0 0 9 0 0 0 0 0 0\nbtime 5\n").unwrap();
+        // Opening it waits for a writer, who never comes.
+        let mounts = proc.join("self/mountinfo");
+        rustix::fs::mknodat(rustix::fs::CWD, &mounts, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        format!("procfs_root = {:?}\n[metering]\ninterval_ms = 100\n", proc.display().to_string())
+    });
+    let metrics = agent.windows(5);
+    let up = |backend| metrics.value("wattmill_agent_backend_up", &[("backend", backend)]);
+    assert_eq!((up("host"), up("estimate")), (Some(1.0), Some(1.0)), "{}", metrics.text);
+    assert!(metrics.all("wattmill_host_cpu_seconds_total").count() > 0, "{}", metrics.text);
+    assert!(metrics.microjoules_by(ATTRIBUTED, "source").values().sum::<u64>() > 0, "{}", metrics.text);
+    assert_eq!(up("capacity"), None, "it has said nothing yet: {}", metrics.text);
 }

@@ -18,11 +18,11 @@ use super::power::{self, Usage};
 use super::sentinel::is_figure;
 use super::tally::{PCIE_BYTES, Tally};
 use super::throttle::Throttle;
-use crate::clock;
 use crate::counter::Limits;
 use crate::device::gpu::MAX_GPU_WATTS;
 use crate::device::gpu::{GpuReading, PcieBytes};
 use crate::device::integrate::Integrator;
+use crate::device::uncertainty::{Attention, EnergyUncertainty, Horizon, Meters};
 use crate::device::{Class, EnergyReading, Epoch, MeterId, Scope};
 
 /// Microjoules of a count of NVML's energy counter.
@@ -43,6 +43,8 @@ pub(super) struct Gpu {
     counter_misses: u32,
     energy: Option<(u64, Duration)>,
     integrator: Integrator,
+    /// How well its energy is known.
+    horizon: Horizon,
     /// Power of the module that contains it, where there is one.
     module: Integrator,
     throttle: Throttle,
@@ -55,6 +57,7 @@ struct Attached {
     handle: Handle,
     fields: Fields,
     usage: Usage,
+    attention: Attention,
     figures: Figures,
 }
 
@@ -67,6 +70,8 @@ pub(super) struct Pace {
     pub(super) max_mean_span: Duration,
     /// Time between two full readings.
     pub(super) window: Duration,
+    /// Tells the time.
+    pub(super) clock: fn() -> Duration,
 }
 
 impl Gpu {
@@ -80,6 +85,7 @@ impl Gpu {
             counter_misses: MAX_COUNTER_MISSES,
             energy: None,
             integrator: Integrator::default(),
+            horizon: Horizon::default(),
             module: Integrator::default(),
             throttle: Throttle::default(),
             received: Tally::new(PCIE_BYTES),
@@ -127,6 +133,7 @@ impl Gpu {
         }
         self.detach();
         self.integrator.fail();
+        self.horizon.forget();
         self.module.fail();
         let GpuReading { uuid, index, model, driver, pci, throttle_seconds, pcie, .. } =
             std::mem::take(&mut self.reading);
@@ -165,10 +172,10 @@ impl Gpu {
         let attached = self.attached.insert(attached);
         let handle = &attached.handle;
         // Energy first: the integral, where it takes over, begins where the counter has ended, or later.
-        let energy = if full { read_energy(handle, &mut calls) } else { None };
+        let energy = if full { read_energy(handle, pace.clock, &mut calls) } else { None };
         attached.fields.read(handle, full, &mut calls);
         let power = power::read(handle, &attached.fields, attached.usage, &mut calls);
-        let at = clock::monotonic();
+        let at = (pace.clock)();
         if full {
             self.throttle.read(handle, &attached.fields, at, pace.window, &mut calls);
             attached.figures.read(&mut self.reading, (nvml, handle), at, &mut calls);
@@ -176,11 +183,14 @@ impl Gpu {
         if let Some(reason) = calls.lost() {
             return self.lose(reason);
         }
-        let fields = &attached.fields;
+        let (fields, attention) = (&attached.fields, attached.attention);
         self.received.add(fields.get(Figure::PcieReceive), at);
         self.transmitted.add(fields.get(Figure::PcieTransmit), at);
         let max_span = if self.wants_power_often { pace.max_span } else { pace.max_mean_span };
         self.integrator.note(power.to_integrate(), at, max_span);
+        if let Some(seen) = power.seen() {
+            self.horizon.note(seen, self.integrator.unread(), at);
+        }
         let module = [Figure::AverageModule, Figure::InstantModule].into_iter().find(|m| fields.has(*m));
         if let Some(module) = module {
             self.module.note(fields.get(module), at, max_span);
@@ -191,6 +201,10 @@ impl Gpu {
             let recovery = fields.get(Figure::RecoveryAction).and_then(recovery_action);
             self.note_counter(energy);
             self.note_up();
+            self.reading.energy_uncertainty = match power.seen() {
+                Some(_) => self.uncertainty(energy, attention),
+                None => EnergyUncertainty::default(),
+            };
             self.reading.power = power.shown();
             self.reading.recovery_action = recovery;
             self.reading.throttle_seconds = self.throttle.seconds();
@@ -209,9 +223,9 @@ impl Gpu {
         let handle = Handle::by_uuid(nvml, &self.reading.uuid)?;
         self.moved = true;
         self.describe(&handle, driver);
-        let usage = Usage::of(&handle.device());
+        let (usage, attention) = (Usage::of(&handle.device()), Attention::of(&handle.device()));
         let figures = Figures::of(&handle, nvml, calls);
-        Ok(Attached { handle, fields: Fields::new(nvml.field_id_scheme()), usage, figures })
+        Ok(Attached { handle, fields: Fields::new(nvml.field_id_scheme()), usage, attention, figures })
     }
 
     fn describe(&mut self, handle: &Handle, driver: &str) {
@@ -247,6 +261,16 @@ impl Gpu {
                 "the GPU's energy counter tells nothing: integrated power counts"
             );
         }
+    }
+
+    /// How well its energy is known after a full reading.
+    fn uncertainty(&mut self, energy: Option<(u64, Duration)>, attention: Attention) -> EnergyUncertainty {
+        // A counter that told nothing this time tells of this time too when it is back.
+        if let Some(at) = self.integrator.last_at().filter(|_| energy.is_some() || !self.counter_counts()) {
+            let counter = energy.map(|(raw, _)| raw.saturating_mul(MICROJOULES_PER_MILLIJOULE));
+            self.horizon.close(Meters { at, counter, integrated: self.integrator.microjoules() });
+        }
+        self.horizon.state(attention)
     }
 
     /// Whether the GPU's own counter counts for the node, rather than the integral.
@@ -296,9 +320,9 @@ impl Gpu {
     }
 }
 
-fn read_energy(handle: &Handle, calls: &mut Calls<'_>) -> Option<(u64, Duration)> {
+fn read_energy(handle: &Handle, clock: fn() -> Duration, calls: &mut Calls<'_>) -> Option<(u64, Duration)> {
     let millijoules = calls.take(handle.device().total_energy_consumption()).filter(|mj| is_figure(*mj))?;
-    Some((millijoules, clock::monotonic()))
+    Some((millijoules, clock()))
 }
 
 /// The value of the `action` label.

@@ -50,6 +50,8 @@ pub struct NvmlBackend {
     explicit: bool,
     wanted: Gpus,
     metering: Metering,
+    /// Tells the time; a test may have its own.
+    clock: fn() -> Duration,
     session: Option<Session>,
     gpus: Vec<Gpu>,
     /// Lives on when the driver goes.
@@ -89,6 +91,7 @@ impl NvmlBackend {
             gpus: listed.iter().map(|uuid| Gpu::new(uuid)).collect(),
             wanted,
             metering,
+            clock: clock::monotonic,
             session: None,
             log: EventLog::default(),
             tried_at: None,
@@ -110,7 +113,7 @@ impl NvmlBackend {
     }
 
     pub(crate) fn read(&mut self, asked: bool) -> Answer {
-        let now = clock::monotonic();
+        let now = (self.clock)();
         let since = |at: Duration| now.saturating_sub(at);
         if self.gpus.iter().any(Gpu::is_lost)
             && self.tried_at.is_some_and(|at| since(at) >= self.reopen_after)
@@ -239,6 +242,7 @@ impl NvmlBackend {
             // One that is missed, at most.
             max_mean_span: MEAN_SPAN.saturating_mul(5) / 2,
             window: self.metering.interval,
+            clock: self.clock,
         };
         for gpu in &mut self.gpus {
             // A lost GPU is asked once a window: each call to it may write to the kernel's log.

@@ -11,6 +11,7 @@ use super::ffi::Handle;
 use super::fields::{Fields, Figure};
 use super::sentinel::watts;
 use crate::device::gpu::{Power, Scoped};
+use crate::device::uncertainty::{Attention, Seen};
 
 /// PCI device numbers of GA100 boards (A100, A30, A800), by NVIDIA's allotment of a range to each chip.
 const GA100: std::ops::RangeInclusive<u32> = 0x2080..=0x20ff;
@@ -22,6 +23,17 @@ pub(super) enum Usage {
     Instant,
     /// Mean of the last second: Ampere and newer.
     Average,
+}
+
+impl Attention {
+    /// How the sensor of `device` looks, by "Part-time Power Measurements" (arXiv 2312.02741): for 100 of 100 ms on
+    /// Turing and Ada, for 25 on GA100 and Hopper. Others are taken for no better than these.
+    pub(super) fn of(device: &Device<'_>) -> Self {
+        match device.architecture() {
+            Ok(DeviceArchitecture::Turing | DeviceArchitecture::Ada) => Self::Full,
+            Ok(_) | Err(_) => Self::Part,
+        }
+    }
 }
 
 impl Usage {
@@ -82,6 +94,16 @@ impl Reading {
     /// 12 s of square waves of 0.37 and 1.3 s (`tests/it-metering`), where means are within 0.1 %.
     pub(super) fn to_integrate(self) -> Option<u64> {
         self.average.or(self.usage.map(|(_, milliwatts)| milliwatts)).or(self.instant)
+    }
+
+    /// What it tells of how power changes; `None` where there is none.
+    pub(super) fn seen(self) -> Option<Seen> {
+        let seen = |milliwatts| Seen {
+            watts: milliwatts as f64 / 1e3,
+            is_mean: self.is_mean(),
+            instant_watts: self.fields.instant.gpu,
+        };
+        self.to_integrate().map(seen)
     }
 
     /// Whether what is integrated is a mean.

@@ -17,6 +17,7 @@ mod figures;
 mod fuzz;
 mod lost;
 mod power;
+mod uncertainty;
 
 use super::*;
 use crate::device::gpu::{GpuReading, Power, PowerLimits};

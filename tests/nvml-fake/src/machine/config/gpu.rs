@@ -30,9 +30,15 @@ pub struct Sampling {
     pub energy_update_ms: u64,
     /// The energy counter is a multiple of this, in millijoules.
     pub energy_step_millijoules: u64,
-    /// Power readings are this times the truth.
+    /// The energy counter adds up the mean over this time before each of its updates, as if power had been that
+    /// since the last one, in milliseconds; 0: it misses nothing.
+    pub energy_sample_ms: u64,
+    /// Power readings and the energy counter are this times the truth: a board's shunt and amplifier, which both
+    /// go through.
+    pub gain: f64,
+    /// Power readings are this times more.
     pub power_gain: f64,
-    /// The energy counter is this times the truth.
+    /// The energy counter is this times more.
     pub energy_gain: f64,
     /// Power readings are off by up to this, in watts: one value for each update.
     pub noise_watts: f64,
@@ -47,6 +53,8 @@ impl Default for Sampling {
             power_sample_ms: 0,
             energy_update_ms: 0,
             energy_step_millijoules: 1,
+            energy_sample_ms: 0,
+            gain: 1.0,
             power_gain: 1.0,
             energy_gain: 1.0,
             noise_watts: 0.0,

@@ -5,11 +5,12 @@ mod health;
 mod limits;
 mod power;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use super::command::{LossMode, Process, ThrottleReason, Truth};
 use super::config::{GpuConfig, PciAddress};
-use super::profile::{FEMTOJOULES_PER_MICROJOULE, Integral, Profile};
+use super::profile::{FEMTOJOULES_PER_MICROJOULE, Femtojoules, Integral, Profile};
 use super::timeline::Timeline;
 use super::waveform::{Waveform, WaveformError, microwatts};
 
@@ -65,6 +66,8 @@ pub struct Gpu {
     /// When the counters last restarted, and what had been drawn by then.
     counters_from_ns: u64,
     counted_from: Integral,
+    /// The last update that a counter of samples has added up, and what it had by then: the past stays as it is.
+    looked: Cell<(u64, Femtojoules)>,
     throttles: BTreeMap<ThrottleReason, Throttle>,
 }
 
@@ -104,6 +107,7 @@ impl Gpu {
             pending: None,
             counters_from_ns: now_ns,
             counted_from: Integral::default(),
+            looked: Cell::new((now_ns, 0)),
             throttles: BTreeMap::new(),
             config,
         })
@@ -125,6 +129,7 @@ impl Gpu {
     pub fn restart_counters(&mut self, now_ns: u64) {
         self.counted_from = self.drawn.integral_at(now_ns);
         self.counters_from_ns = now_ns;
+        self.looked.set((now_ns, 0));
         self.memory_errors.volatile = EccCounts::default();
         for throttle in self.throttles.values_mut() {
             *throttle = Throttle { ended_ns: 0, since_ns: throttle.since_ns.map(|_| now_ns) };
@@ -172,6 +177,7 @@ fn check(config: &GpuConfig) -> Result<(), String> {
         microwatts(watts).map_err(|error| format!("{key}: {error}"))?;
     }
     for (key, gain) in [
+        ("sampling.gain", config.sampling.gain),
         ("sampling.power_gain", config.sampling.power_gain),
         ("sampling.energy_gain", config.sampling.energy_gain),
     ] {
@@ -184,6 +190,9 @@ fn check(config: &GpuConfig) -> Result<(), String> {
     }
     if config.sampling.energy_step_millijoules == 0 {
         return Err("sampling.energy_step_millijoules: 0".to_owned());
+    }
+    if config.sampling.energy_sample_ms > config.sampling.energy_update_ms {
+        return Err("sampling.energy_sample_ms: more than energy_update_ms".to_owned());
     }
     if config.mig && config.max_mig_devices == 0 {
         return Err("mig: max_mig_devices is 0".to_owned());

@@ -26,11 +26,30 @@ impl Gpu {
         }
         let sampling = &self.config.sampling;
         let at_ns = self.last_update(now_ns, sampling.energy_update_ms);
-        let drawn = self.drawn.integral_at(at_ns).energy.saturating_sub(self.counted_from.energy);
-        let gain = (sampling.energy_gain * MILLIONTHS).round() as Femtojoules;
+        let drawn = match sampling.energy_sample_ms {
+            0 => self.drawn.integral_at(at_ns).energy.saturating_sub(self.counted_from.energy),
+            sample_ms => self.added_up(at_ns, sample_ms.saturating_mul(NS_PER_MS)),
+        };
+        let gain = (sampling.gain * sampling.energy_gain * MILLIONTHS).round() as Femtojoules;
         let seen = drawn * gain / MILLIONTHS as Femtojoules;
         let millijoules = u64::try_from(seen / FEMTOJOULES_PER_MILLIJOULE).unwrap_or(u64::MAX);
         Ok(millijoules - millijoules % sampling.energy_step_millijoules)
+    }
+
+    /// What a counter has that looks at the last `sample_ns` before each of its updates alone.
+    fn added_up(&self, until_ns: u64, sample_ns: u64) -> Femtojoules {
+        let every_ns = self.config.sampling.energy_update_ms.saturating_mul(NS_PER_MS).max(1);
+        let (mut at_ns, mut sum) = self.looked.get();
+        if until_ns < at_ns {
+            (at_ns, sum) = (self.counters_from_ns, 0);
+        }
+        while at_ns + every_ns <= until_ns {
+            at_ns += every_ns;
+            let microwatts = self.drawn.mean_power_at(at_ns, sample_ns);
+            sum += Femtojoules::from(microwatts) * Femtojoules::from(every_ns);
+        }
+        self.looked.set((at_ns, sum));
+        sum
     }
 
     /// Power of the newest sample, in milliwatts.
@@ -71,7 +90,7 @@ impl Gpu {
     /// A true power at an update, in microwatts, as the sensor shows it, in milliwatts.
     fn seen(&self, microwatts: u64, at_ns: u64) -> u32 {
         let sampling = &self.config.sampling;
-        let gain = (sampling.power_gain * MILLIONTHS).round() as u128;
+        let gain = (sampling.gain * sampling.power_gain * MILLIONTHS).round() as u128;
         let gained = u128::from(microwatts) * gain / MILLIONTHS as u128;
         let noise = (sampling.noise_watts * 1e6).round() as u64;
         let offset = random::below(sampling.seed, at_ns, 2 * noise + 1);

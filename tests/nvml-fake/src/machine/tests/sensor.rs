@@ -38,6 +38,29 @@ fn a_counter_moves_in_its_own_steps() {
 }
 
 #[test]
+fn a_counter_of_samples_misses_what_they_miss() {
+    let machine = machine(
+        r#"{"gpus":[{"sampling":{"power_update_ms":100,"power_sample_ms":25,"energy_update_ms":100,
+            "energy_sample_ms":25},
+            "waveform":{"kind":"square","low_watts":100,"high_watts":400,"period_seconds":0.1}}]}"#,
+    );
+    let counter = |at_ns| machine.gpu(0, "").unwrap().energy_millijoules(at_ns).unwrap();
+    for seconds in [3, 10, 4] {
+        assert_eq!(counter(seconds * SECOND), seconds * 100_000, "whatever was asked before");
+    }
+}
+
+#[test]
+fn one_gain_is_of_power_and_energy_and_leaves_the_truth() {
+    let mut machine =
+        machine(r#"{"gpus":[{"sampling":{"gain":0.96},"waveform":{"kind":"constant","watts":200}}]}"#);
+    let gpu = machine.gpu(0, "").unwrap();
+    assert_eq!(gpu.energy_millijoules(10 * SECOND), Ok(1_920_000));
+    assert_eq!((gpu.instant_milliwatts(SECOND), gpu.average_milliwatts(SECOND)), (192_000, 192_000));
+    assert_eq!(truth(&mut machine, 10 * SECOND).energy_microjoules, 2_000_000_000);
+}
+
+#[test]
 fn noise_is_that_of_the_seed_and_bounded() {
     let watts = |seed: u64, at_ns: u64| {
         let json = format!(

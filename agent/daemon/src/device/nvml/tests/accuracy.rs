@@ -39,7 +39,7 @@ fn run(preset: Preset, waveform: Waveform) -> Off {
 }
 
 /// Numbers from 0 to 1 that a seed decides.
-fn shares(seed: u64) -> impl FnMut() -> f64 {
+pub(super) fn shares(seed: u64) -> impl FnMut() -> f64 {
     let mut state = seed;
     move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -9,6 +9,7 @@ mod energy;
 mod exposition;
 mod hostile;
 mod hwmon;
+mod ledger;
 mod node_meters;
 mod nvml;
 mod otlp;

@@ -234,6 +234,35 @@ fn a_lost_gpu_stays_in_sight_and_invents_no_joules() {
     assert_eq!(gaps(&metrics, COUNTED), BTreeMap::from([("reset".to_owned(), 1.0)]), "once");
 }
 
+/// At rest, so that nothing is drawn unseen: every joule is counted before it or after.
+#[test]
+fn a_reloaded_driver_is_a_gap_and_neither_makes_nor_loses_joules() {
+    let mut rig = Rig::start("reload", "[metering]\ninterval_ms = 300\ngpu_interval_ms = 100\n");
+    let drawn = |rig: &mut Rig| {
+        rig.draw(0, constant(500.0));
+        rig.draw(1, constant(500.0));
+        rig.agent.windows(3);
+        let (metrics, truth) = rig.rest();
+        let counted = energy(&metrics, COUNTED).unwrap();
+        // The counter is in millijoules, and began twice.
+        assert!(counted.abs_diff(truth[0].energy_microjoules) <= 2_000, "{counted} of {truth:?}");
+        let integrated = energy(&metrics, INTEGRATED).unwrap();
+        assert!(
+            deviation(integrated, truth[1].energy_microjoules).abs() < TOLERANCE,
+            "{integrated} of {truth:?}"
+        );
+        metrics
+    };
+    assert!(gaps(&drawn(&mut rig), COUNTED).is_empty());
+    rig.fake.apply(&Command::ReloadDriver).unwrap();
+    let reset = BTreeMap::from([("reset".to_owned(), 1.0)]);
+    rig.agent.until("the reset is counted", |metrics| gaps(metrics, COUNTED) == reset);
+    rig.until_up(INTEGRATED, 1.0);
+    let metrics = drawn(&mut rig);
+    assert_eq!(gaps(&metrics, COUNTED), reset, "once");
+    assert_eq!(gaps(&metrics, INTEGRATED), BTreeMap::from([("unread".to_owned(), 1.0)]));
+}
+
 #[test]
 fn consumers_sum_to_what_the_node_used_in_every_scrape() {
     // A third of the host and a bit: what is less than a microjoule has to be carried.

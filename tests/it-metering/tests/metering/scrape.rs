@@ -110,12 +110,13 @@ fn scrapers_at_once_get_whole_pages_of_the_same_windows() {
 fn how_often_one_asks_changes_nothing_of_what_is_counted() {
     let (agent, _fake) = start("often", "[metering]\ninterval_ms = 200\ngpu_interval_ms = 50\n");
     let mut rare = agent.metrics();
-    let (mut equal, mut windows) = (0, 0);
+    let (mut equal, mut same, mut windows) = (0, 0, 0);
     let mut last = agent.metrics();
     while windows < 20 {
         let next = agent.metrics();
         assert_grown(&last, &next);
         windows += usize::from(next.text != last.text);
+        same += usize::from(next.text == last.text);
         if next.text != last.text && windows % 10 == 0 {
             // Between two pages of the one who asks often, where those are one the very same.
             let now = agent.metrics();
@@ -130,6 +131,7 @@ fn how_often_one_asks_changes_nothing_of_what_is_counted() {
         last = next;
     }
     println!("{equal} of 2 scrapes were of a window that was seen before");
+    assert!(same > 0, "a scrape by itself changes the page");
 }
 
 #[test]

@@ -15,7 +15,7 @@ struct Tree(tempfile::TempDir);
 
 impl Tree {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(crate::fuzz::folder())
     }
 
     fn hwmon(&self, number: &str) -> PathBuf {
@@ -239,7 +239,7 @@ const FILES: [&str; 8] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: crate::fuzz::times(150), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::fuzz::times(500), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
     /// Trees that change under the reader: no panic, no power below zero or beyond the bound, one series for each
     /// sensor and source, no energy for a scope, and sums that only grow.

@@ -20,7 +20,7 @@ struct Tree(tempfile::TempDir);
 
 impl Tree {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(crate::fuzz::folder())
     }
 
     fn device(&self, card: &str) -> PathBuf {
@@ -406,6 +406,14 @@ fn content() -> impl Strategy<Value = Option<Vec<u8>>> {
     ]
 }
 
+/// A card's own number: its own, the other die's, or anything.
+fn number() -> impl Strategy<Value = Option<Vec<u8>>> {
+    prop_oneof![
+        2 => "00000000000000(aa|bb)\n".prop_map(|number| Some(number.into_bytes())),
+        1 => content(),
+    ]
+}
+
 const FILES: [&str; 10] = [
     "unique_id",
     "gpu_busy_percent",
@@ -419,19 +427,24 @@ const FILES: [&str; 10] = [
     "hwmon/temp1_input",
 ];
 
-fn write(tree: &Tree, (card, driver, slot, files): &(u8, String, u8, Vec<Option<Vec<u8>>>)) {
+type Card = (u8, String, u8, Option<Vec<u8>>, Vec<Option<Vec<u8>>>);
+
+fn write(tree: &Tree, (card, driver, slot, number, files): &Card) {
     let card = format!("card{card}");
     tree.card(&card, driver, "1002:740F", &format!("0000:0{slot}:00.0"), &[("hwmon/name", driver)]);
-    for (file, content) in FILES.iter().zip(files) {
+    let device = tree.device(&card);
+    for (file, content) in FILES.iter().zip(std::iter::once(number).chain(files)) {
+        let file = device.join(file.replace("hwmon/", "hwmon/hwmon5/"));
         match content {
-            Some(content) => tree.set(&card, file, content),
-            None => drop(fs::remove_file(tree.device(&card).join(file.replace("hwmon/", "hwmon/hwmon5/")))),
+            // Its folders are there.
+            Some(content) => fs::write(file, content).unwrap(),
+            None => drop(fs::remove_file(file)),
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: crate::fuzz::times(150), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::fuzz::times(500), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
     /// Trees that change under the reader: no panic, no power below zero or beyond what a GPU may draw, one series
     /// for each, and sums that only grow.
@@ -440,7 +453,13 @@ proptest! {
         rounds in proptest::collection::vec(
             (
                 proptest::collection::vec(
-                    (0u8..3, "amdgpu|xe|i915|nvidia|[a-z]{1,5}", 0u8..3, proptest::collection::vec(content(), 10)),
+                    (
+                        0u8..3,
+                        "amdgpu|xe|i915|nvidia|[a-z]{1,5}",
+                        0u8..3,
+                        number(),
+                        proptest::collection::vec(content(), FILES.len() - 1),
+                    ),
                     0..4,
                 ),
                 any::<bool>(),

@@ -96,12 +96,12 @@ impl Counter {
             self.last = Some((raw, at));
             return Step::First;
         };
-        // Back by a hair it is a glitch of the hardware, not a round less a hair and no new beginning: what lies
-        // between was counted once. Of one that did begin anew, so near its beginning, a hair is lost.
+        // Back by a hair it is a glitch of the hardware rather than a round less a hair: what lies between was
+        // counted, and is not again. It may have begun anew all the same: hence a gap.
         let back = last.saturating_sub(raw) as f64;
         let hair = limits.max_per_second * COUNTER_UPDATE.as_secs_f64();
         if back > 0.0 && back <= hair && hair.is_finite() {
-            return Step::Counted(0, None);
+            return Step::Gap(GapReason::Reset);
         }
         self.last = Some((raw, at));
         let elapsed = at.saturating_sub(last_at) + COUNTER_LAG;
@@ -162,7 +162,7 @@ mod tests {
             ("no wrap known", unbounded, 10_000, 10, Step::Gap(GapReason::Reset)),
             ("driver reload", unbounded, u64::MAX, 0, Step::Gap(GapReason::Reset)),
             ("range 0", zero, 2_000_000, 10, Step::Gap(GapReason::Reset)),
-            ("back by a hair", LIMITS, 1_000_000, 1, Step::Counted(0, None)),
+            ("back by a hair", LIMITS, 1_000_000, 1, Step::Gap(GapReason::Reset)),
             ("beyond its range", LIMITS, RANGE + 5, 10, Step::Gap(GapReason::Reset)),
         ] {
             let mut counter = Counter::default();
@@ -178,7 +178,7 @@ mod tests {
             let limits = Limits { modulus, ..LIMITS };
             let mut counter = Counter::resumed(1_000_000, seconds(1));
             let step = counter.advance(999_999, seconds(1 + elapsed), &limits);
-            assert_eq!(step, Step::Counted(0, None), "{modulus:?} after {elapsed} s");
+            assert_eq!(step, Step::Gap(GapReason::Reset), "{modulus:?} after {elapsed} s");
             assert_eq!(counter.last(), Some((1_000_000, seconds(1))), "a restart goes on from there");
             let next = counter.advance(1_000_010, seconds(2 + elapsed), &limits);
             assert!(matches!(next, Step::Counted(10, _)), "{next:?}");

@@ -290,24 +290,22 @@ mod tests {
     use crate::snapshot::tests::sample;
 
     fn request(snapshot: &Snapshot) -> ExportMetricsServiceRequest {
-        decoded(&Encoder::default().frame(snapshot))
-    }
-
-    /// Nothing of a frame is without meaning, or in another place than `prost` has it.
-    fn decoded(frame: &[u8]) -> ExportMetricsServiceRequest {
-        let request = ExportMetricsServiceRequest::decode(frame).unwrap();
-        assert_eq!(request.encode_to_vec(), frame);
-        request
+        ExportMetricsServiceRequest::decode(Encoder::default().frame(snapshot)).unwrap()
     }
 
     #[test]
     fn numbers_are_put_into_the_frame_of_their_series() {
         let mut encoder = Encoder::default();
-        let mut snapshot = sample();
+        // After the boot, so that no start is unknown: `prost` leaves zeros out.
+        let mut snapshot = Snapshot { unix_nanos: 5_000_000_000, ..sample() };
         let mut same = |snapshot: &Snapshot| {
             let frame = encoder.frame(snapshot);
-            decoded(&frame);
-            assert_eq!(frame, Encoder::default().frame(snapshot));
+            let request = ExportMetricsServiceRequest::decode(&frame[..]).unwrap();
+            assert!(
+                request.encode_to_vec() == frame,
+                "each byte where prost has it, and none without meaning"
+            );
+            assert!(frame == Encoder::default().frame(snapshot), "as if it were the first");
         };
         same(&snapshot);
         snapshot.unix_nanos += 1_000;
@@ -369,12 +367,12 @@ mod tests {
         assert_eq!(start(&snapshot, "hw.power"), 0);
         snapshot.unix_nanos = 3_000_000_000;
         assert_eq!(start(&snapshot, "system.disk.io"), 1_000_000_000);
-        // As zeros, which `prost` would leave out.
         snapshot.unix_nanos = 500;
-        let frame = Encoder::default().frame(&snapshot);
-        let request = ExportMetricsServiceRequest::decode(frame).unwrap();
-        let start = find(&request, "hw.energy").1[0].start_time_unix_nano;
-        assert_eq!(start, 0, "a clock that went back: no start is after the end, nor moves with it");
+        assert_eq!(
+            start(&snapshot, "hw.energy"),
+            0,
+            "a clock that went back: no start is after the end, nor moves with it"
+        );
     }
 
     #[test]

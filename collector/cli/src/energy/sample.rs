@@ -128,9 +128,26 @@ fn gpus(page: &Page, since: &mut Since) -> Vec<Row> {
     let gpus = page.all(cat::GPU_UP.name);
     gpus.map(|up| {
         let uuid = up.label("uuid");
-        // Both sources measure the same joules: the counter's are those that count, where there are any.
-        let energy = page.all(cat::GPU_ENERGY_JOULES.name).filter(|series| series.label("uuid") == uuid);
-        let energy = energy.min_by_key(|series| series.label("source") != "counter");
+        // Both sources measure the same joules: the counter's are those that count. One that failed stands still,
+        // and the integral counts then.
+        let sources = page.all(cat::GPU_ENERGY_JOULES.name).filter(|series| series.label("uuid") == uuid);
+        let key = |series: &Series| Since::key("gpu", uuid, series.label("source"));
+        let (mut energy, mut others): (Option<&Series>, Vec<&Series>) = (None, Vec::new());
+        for series in sources {
+            let rank = |series: &Series| {
+                (since.still(&key(series), series.value), series.label("source") != "counter")
+            };
+            match energy {
+                Some(best) if rank(best) <= rank(series) => others.push(series),
+                best => {
+                    others.extend(best);
+                    energy = Some(series);
+                }
+            }
+        }
+        for other in others.into_iter().filter(|other| other.value.is_finite()) {
+            since.joules(&key(other), other.value);
+        }
         let watts = page.value(cat::GPU_POWER_WATTS.name, "uuid", uuid);
         let mut row = match energy {
             Some(energy) => row(since, "gpu", uuid, energy, watts),

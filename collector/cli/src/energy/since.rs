@@ -14,6 +14,8 @@ struct Sum {
     now: f64,
     /// Whether it is on this page.
     seen: bool,
+    /// Pages since it last grew.
+    still: u64,
 }
 
 /// The sums of the pages so far.
@@ -46,8 +48,15 @@ impl Since {
         self.sums.get(key).map(|sum| now - sum.now).filter(|step| *step >= 0.0)
     }
 
+    /// Pages up to this one on which a sum has not grown; to be asked as [`Self::step`].
+    pub(super) fn still(&self, key: &str, now: f64) -> u64 {
+        self.sums.get(key).map_or(0, |sum| if now > sum.now { 0 } else { sum.still + 1 })
+    }
+
     fn see(&mut self, key: &str, now: f64, first: f64) -> f64 {
-        let sum = self.sums.entry(key.to_owned()).or_insert(Sum { first, now, seen: true });
+        let still = self.still(key, now);
+        let sum = self.sums.entry(key.to_owned()).or_insert(Sum { first, now, seen: true, still });
+        sum.still = still;
         if now < sum.now {
             sum.first = first;
         }

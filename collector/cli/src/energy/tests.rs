@@ -118,3 +118,23 @@ fn an_agent_before_its_first_window_says_so() {
     let page: String = PAGE.lines().take(6).map(|line| format!("{line}\n")).collect();
     assert!(picture(&sample(&[&page]), usize::MAX).contains("first window has not closed"));
 }
+
+/// Its sum stays on the page, standing still, while the integral counts.
+#[test]
+fn of_a_gpu_whose_counter_failed_the_integral_is_shown() {
+    let page = |counter: f64, integral: f64| {
+        format!(
+            "wattmill_gpu_up{{uuid=\"G\"}} 1\n\
+             wattmill_gpu_energy_joules_total{{uuid=\"G\",source=\"counter\"}} {counter}\n\
+             wattmill_gpu_energy_joules_total{{uuid=\"G\",source=\"integrated\"}} {integral}\n"
+        )
+    };
+    let pages = [page(10.0, 11.0), page(20.0, 21.0), page(20.0, 31.0), page(20.0, 41.0)];
+    let shown = |number: usize| {
+        let pages: Vec<&str> = pages.iter().take(number).map(String::as_str).collect();
+        let row = sample(&pages).devices.remove(0);
+        (row.source, row.watched_joules)
+    };
+    assert_eq!([1, 2].map(shown), [("counter".to_owned(), 0.0), ("counter".to_owned(), 10.0)]);
+    assert_eq!([3, 4].map(shown), [("integrated".to_owned(), 20.0), ("integrated".to_owned(), 30.0)]);
+}

@@ -113,13 +113,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use super::super::tests::write;
     use super::*;
-
-    fn write(root: &Path, file: &str, text: &str) {
-        let path = root.join(file);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
 
     fn fixture(root: &Path) -> Capacity {
         let mount = |id: u32, source: &str, kind: &str| {

@@ -206,7 +206,7 @@ mod tests {
 
     use super::*;
 
-    fn write(root: &Path, file: &str, text: &str) {
+    pub(super) fn write(root: &Path, file: &str, text: &str) {
         let path = root.join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();

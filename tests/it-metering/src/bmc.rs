@@ -57,8 +57,16 @@ impl Bmc {
     /// # Panics
     /// It cannot be started.
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let url = format!("https://localhost:{}", listener.local_addr().expect("it is bound").port());
+        Self::start_at("127.0.0.1")
+    }
+
+    /// Starts one at an address, for which its certificate need not be good.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind((address, 0)).expect("a free port");
+        let url = format!("https://{}", listener.local_addr().expect("it is bound"));
         let state = Arc::new(Mutex::new(State::default()));
         let (config, shared) = (Arc::new(config()), Arc::clone(&state));
         std::thread::spawn(move || {
